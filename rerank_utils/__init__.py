@@ -1,0 +1,1 @@
+"""Helpers of the course on two-stage retrieval."""

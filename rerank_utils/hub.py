@@ -1,0 +1,82 @@
+"""Finding a model: a local folder, the hub's cache on this machine, or the hub itself."""
+
+from __future__ import annotations
+
+import os
+import urllib.error
+import urllib.request
+from pathlib import Path
+
+TIMEOUT = 5.0
+"""Seconds to wait for a first sign of life from the hub."""
+OFFLINE_HINT = (
+    "check the network, or use the offline profile (RERANK_PROFILE=offline), "
+    "which needs nothing but packages"
+)
+_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model")
+
+
+def find_model(name_or_path: str | Path) -> str:
+    """A folder or a hub name that can be loaded now; otherwise one clear sentence.
+
+    Args:
+        name_or_path: a local model folder, or a name such as "BAAI/bge-reranker-base".
+
+    Returns:
+        The folder on this machine if there is one (the hub's cache included), else the name.
+
+    Raises:
+        FileNotFoundError: a path that does not exist, or a model folder without tokenizer.
+        ConnectionError: the model is not on this machine and the hub cannot be reached.
+    """
+    name = str(name_or_path)
+    if Path(name).is_dir():
+        return _checked(Path(name))
+    if isinstance(name_or_path, Path) or name.count("/") != 1 or name.startswith((".", "~")):
+        raise FileNotFoundError(f"There is no model folder {name!r}: check the path.")
+    cached = _cached(name)
+    if cached:
+        return _checked(cached)
+    require_hub(f"The model {name!r}")
+    return name
+
+
+def _cached(name: str) -> Path | None:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import LocalEntryNotFoundError
+
+    try:
+        folder = Path(snapshot_download(name, local_files_only=True))
+    except LocalEntryNotFoundError:
+        return None
+    return folder if any(folder.glob("*.safetensors")) or any(folder.glob("*.bin")) else None
+
+
+def require_hub(wanted: str) -> None:
+    """Raise ConnectionError within seconds if the hub does not answer.
+
+    Args:
+        wanted: what is missing, as the beginning of the sentence.
+    """
+    from huggingface_hub import constants
+
+    refusal = f"{wanted} is not on this machine and the hub cannot be reached"
+    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE") == "1":
+        raise ConnectionError(f"{refusal} (offline mode is set): {OFFLINE_HINT}.")
+    try:
+        urllib.request.urlopen(constants.ENDPOINT, timeout=TIMEOUT).close()
+    except urllib.error.HTTPError:
+        return  # it answered, if with a refusal: the download will say what is wrong
+    except OSError as error:
+        raise ConnectionError(f"{refusal}: {OFFLINE_HINT}.") from error
+
+
+def _checked(folder: Path) -> str:
+    if not (folder / "config.json").exists():
+        raise FileNotFoundError(f"{folder} has no config.json: it is not a model folder.")
+    if not any((folder / name).exists() for name in _TOKENIZER_FILES):
+        raise FileNotFoundError(
+            f"The model folder {folder} has no tokenizer: save it there with "
+            "tokenizer.save_pretrained(folder)."
+        )
+    return str(folder)

@@ -1,0 +1,179 @@
+"""Reranking: the first candidates of a Run, scored pair by pair with a FlagEmbedding cross-encoder."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .batching import best_device, check_texts, run_batches
+from .hub import find_model
+from .run import Run, rescore
+
+if TYPE_CHECKING:
+    from FlagEmbedding import FlagReranker
+
+
+def load_reranker(
+    name_or_path: str | Path, max_length: int = 512, device: str | None = None
+) -> FlagReranker:
+    """A FlagReranker with arguments that are safe on this machine.
+
+    Args:
+        name_or_path: a model folder or a hub name.
+        max_length: tokens after which a pair is cut; the document gives way, not the query.
+        device: "cpu", "cuda:0" ...; by default a GPU (in half precision) if there is one.
+
+    Raises:
+        ValueError: the model has no trained scoring head (an embedder, for example).
+        FileNotFoundError, ConnectionError: see `hub.find_model`.
+    """
+    found = find_model(name_or_path)
+    if Path(found).is_dir():
+        _require_head(Path(found))
+    from FlagEmbedding import FlagReranker
+
+    device = device or best_device()
+    reranker = FlagReranker(
+        found, use_fp16=device.startswith("cuda"), devices=device, max_length=max_length
+    )
+    if reranker.model.config.num_labels != 1:
+        raise ValueError(
+            f"{name_or_path} gives {reranker.model.config.num_labels} numbers for a pair, a "
+            "reranker gives one: choose a reranker."
+        )
+    return reranker
+
+
+def _require_head(folder: Path) -> None:
+    """Refuse a model without a trained classification head: its scores would be random."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    kinds = config.get("architectures") or []
+    trained = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    for weights in folder.glob("*.safetensors"):
+        from safetensors import safe_open
+
+        with safe_open(weights, framework="np") as tensors:
+            trained = trained and any(n.startswith(("classifier", "score")) for n in tensors.keys())
+    if not trained:
+        raise ValueError(
+            f"{folder} has no trained scoring head ({', '.join(kinds) or 'no architecture named'})"
+            ": it is not a reranker; give a cross-encoder such as BAAI/bge-reranker-base."
+        )
+
+
+def score_pairs(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+    """The reranker's logit for each (query, document) pair, in one sorted pass.
+
+    The same numbers as `reranker.compute_score(pairs)`, but each pair is tokenized once, no
+    trial batch is thrown away, and batches hold pairs of like length.
+
+    Args:
+        reranker: an encoder-only FlagReranker.
+        pairs: (n,) tuples of query and document.
+
+    Returns:
+        (n,) float32; any real number, higher is more relevant. Not a probability.
+
+    Raises:
+        TypeError: a text is not a string, with its position.
+        ValueError: a score is not a finite number, with its pair.
+    """
+    if not len(pairs):
+        return np.empty(0, dtype=np.float32)
+    check_texts([query for query, _ in pairs], "queries")
+    check_texts([document for _, document in pairs], "documents")
+    device = reranker.target_devices[0]
+    model = reranker.model.to(device).eval()
+    if reranker.use_fp16 and device.startswith("cuda"):
+        model.half()
+
+    def forward(inputs):
+        return model(**inputs, return_dict=True).logits.view(-1)
+
+    encoded = _tokenize(reranker, pairs)
+    scores = run_batches(encoded, reranker.tokenizer, device, forward, "rerank")
+    if not np.isfinite(scores).all():
+        query, document = pairs[int(np.argmin(np.isfinite(scores)))]
+        raise ValueError(
+            f"The score of query {query[:60]!r} and document {document[:60]!r} is not a finite "
+            "number: the weights are damaged or overflow in half precision."
+        )
+    return scores
+
+
+def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[dict]:
+    """Pairs as FlagReranker builds them: a query has at most 3/4 of the length, then the
+    document is cut."""
+    tokenizer, limit = reranker.tokenizer, reranker.max_length
+    query_limit = reranker.query_max_length or limit * 3 // 4
+    texts = reranker.get_detailed_inputs([list(pair) for pair in pairs])
+    queries = {query: None for query, _ in texts}
+    for query, ids in zip(queries, _ids(tokenizer, queries), strict=True):
+        cut = len(ids) > query_limit
+        queries[query] = tokenizer.decode(ids[:query_limit]) if cut else query
+    tokens = tokenizer(
+        [queries[query] for query, _ in texts],
+        [document for _, document in texts],
+        truncation="only_second",
+        max_length=limit,
+    )
+    return [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
+
+
+def _ids(tokenizer, texts) -> list[list[int]]:
+    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+
+
+def rerank(
+    run: Run,
+    queries: Mapping[str, str],
+    documents: Mapping[str, str],
+    reranker: FlagReranker,
+    depth: int,
+    name: str | None = None,
+) -> Run:
+    """Reorder the first `depth` documents of each query; the rest stays below as it was.
+
+    All pairs of all queries go through the reranker in one pass, equal pairs once.
+
+    Args:
+        run: the first stage.
+        queries: query id -> text, for every query of the run.
+        documents: document id -> text, for every candidate.
+        reranker: see `score_pairs`.
+        depth: candidates a query.
+        name: name of the result, by default "<run> + rerank".
+
+    Raises:
+        ValueError: depth is below 1 or above what the run holds.
+        KeyError: the run names a query or document without text.
+    """
+    longest = run.doc_ids.shape[1]
+    if not 1 <= depth <= longest:
+        raise ValueError(
+            f"depth is {depth}, but the run holds {longest} documents a query: choose from 1 to "
+            "that number, or retrieve more."
+        )
+    candidates = {query: list(ids[:depth]) for query, ids, _ in run}
+    texts = {
+        (query, document): (_text(queries, query, "query"), _text(documents, document, "document"))
+        for query, ids in candidates.items()
+        for document in ids
+    }
+    distinct = list(dict.fromkeys(texts.values()))
+    score = dict(zip(distinct, score_pairs(reranker, distinct).tolist(), strict=True))
+    new = {
+        query: {document: score[texts[query, document]] for document in ids}
+        for query, ids in candidates.items()
+    }
+    return rescore(run, new, name or f"{run.name} + rerank")
+
+
+def _text(texts: Mapping[str, str], key: str, kind: str) -> str:
+    if key not in texts:
+        raise KeyError(f"The run names {kind} {key!r}, which has no text: pass its collection.")
+    return texts[key]

@@ -1,0 +1,375 @@
+"""How the bundled reranker was trained: `python -m rerank_utils.training --output FOLDER`.
+
+Three stages, all on the training side of the split. (1) The packaged bi-encoder is tuned for a
+few minutes on (query, document) pairs; it is the teacher. (2) A cross-encoder, MiniLM with a
+fresh head, learns to rank as the teacher does: a listwise KL divergence over one group of
+candidates. (3) The human labels join the loss. Progress is saved, and the same command resumes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import re
+import time
+from collections import defaultdict
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
+from tqdm.auto import tqdm
+
+from .bundled import merge, minilm_path, untrained_reranker
+from .cwe import (
+    Weakness,
+    clean_report,
+    collect_reports,
+    held_out,
+    linked_reports,
+    near_duplicates,
+    read_catalogue,
+    read_splits,
+)
+
+MAX_SHARED = 4
+"""A sentence that stands under more weaknesses than this says little about any of them."""
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Every number of the training. Learning rates are peak values, lengths are in tokens."""
+
+    seed: int = 0
+    teacher_steps: int = 80
+    teacher_batch: int = 32
+    teacher_rate: float = 5e-5
+    temperature: float = 0.05
+    steps: int = 2600
+    queries_per_step: int = 4
+    reports_per_step: int = 2
+    group: int = 12
+    random_negatives: int = 3
+    mined_ranks: int = 60
+    rate: float = 1e-3
+    warmup: int = 100
+    distil_only: float = 0.2
+    label_weight: float = 0.5
+    max_length: int = 128
+    late_max_length: int = 224
+    late: float = 0.75
+    rank: int = 64
+    alpha: int = 32
+
+
+@dataclass(frozen=True)
+class TrainingQuery:
+    """A text to search with, and the ids of the documents that answer it.
+
+    Attributes:
+        text: the query.
+        positives: ids of the documents it belongs to, none of them held out.
+        field: "report", or the field of the catalogue that the text was taken from.
+        related: ids that are never used as negatives: the answers of linked reports.
+    """
+
+    text: str
+    positives: frozenset[str]
+    field: str
+    related: frozenset[str] = frozenset()
+
+
+def training_queries() -> list[TrainingQuery]:
+    """The reports of the training split, then sentences from other fields of the catalogue.
+
+    Nothing held out takes part: no report of dev or test, no sentence that also stands under a
+    held-out weakness, none that is a near duplicate of a dev or test report.
+    """
+    weaknesses = read_catalogue()
+    reports = collect_reports(weaknesses)
+    by_id = {report.id: report for report in reports}
+    related: dict[str, set[str]] = defaultdict(set)
+    for first, second in linked_reports(reports):
+        related[first] |= by_id[second].weaknesses
+        related[second] |= by_id[first].weaknesses
+    splits = read_splits()
+    queries = [
+        TrainingQuery(by_id[q].text, by_id[q].weaknesses, "report", frozenset(related[q]))
+        for q in splits["train"]
+    ]
+    asked = [by_id[query].text for side in ("dev", "test") for query in splits[side]]
+    usable = [
+        TrainingQuery(text, frozenset(owners), field)
+        for text, (owners, field) in _sentences(weaknesses).items()
+        if len(owners) <= MAX_SHARED and all(held_out(owner) == "train" for owner in owners)
+    ]
+    leaks = near_duplicates([query.text for query in usable], asked)
+    return queries + [query for i, query in enumerate(usable) if i not in leaks]
+
+
+def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
+    """Sentence -> the weaknesses under which it stands, and the field where it was met first."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    fields: dict[str, str] = {}
+    for weakness in weaknesses:
+        for field, passages in weakness.passages.items():
+            least = 2 if field in ("taxonomy names", "alternate terms") else 5
+            for passage in passages:
+                for sentence in re.split(r"(?<=[.!?])\s+", clean_report(passage)):
+                    if least <= len(sentence.split()) <= 45:
+                        owners[sentence].add(weakness.id)
+                        fields.setdefault(sentence, field)
+    return {sentence: (owners[sentence], fields[sentence]) for sentence in owners}
+
+
+class Trainer:
+    """Trains the reranker of a recipe into a folder, and resumes from what it finds there."""
+
+    def __init__(self, recipe: Recipe, output: Path):
+        from transformers import AutoTokenizer
+
+        self.recipe = recipe
+        self.output = output
+        self.output.mkdir(parents=True, exist_ok=True)
+        self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        self.queries = training_queries()
+        self.reports = [i for i, query in enumerate(self.queries) if query.field == "report"]
+        self.sentences = [i for i, query in enumerate(self.queries) if query.field != "report"]
+        self.documents = {
+            w.id: f"{w.name}. {w.text}" for w in read_catalogue() if held_out(w.id) == "train"
+        }
+        self.document_ids = list(self.documents)
+        self.column = {document: i for i, document in enumerate(self.document_ids)}
+
+    def run(self) -> None:
+        """All stages; leaves the adapter, the log and the merged model in the folder."""
+        started = time.time()
+        teacher = self.teacher_scores()
+        model = self.train(teacher)
+        model.save_pretrained(self.output / "adapter")
+        merge(self.output / "adapter", self.output / "merged")
+        print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
+
+    # Stage 1 -----------------------------------------------------------------------------
+
+    def teacher_scores(self) -> np.ndarray:
+        """(queries, documents) float32 cosines of the tuned bi-encoder."""
+        saved = self.output / "teacher.npy"
+        if not saved.exists():
+            np.save(saved, self._tune_teacher())
+        return np.load(saved)
+
+    def _tune_teacher(self) -> np.ndarray:
+        from transformers import AutoModel
+
+        recipe, rng = self.recipe, random.Random(self.recipe.seed)
+        torch.manual_seed(recipe.seed)
+        model = AutoModel.from_pretrained(
+            minilm_path(), dtype="float32", attn_implementation="eager"
+        )
+        model.embeddings.requires_grad_(False)
+        optimizer, schedule = _optimizer(model, recipe.teacher_rate, recipe.teacher_steps, 10)
+        model.eval()  # no dropout: drawing it takes more than half of a step on a CPU
+        for _ in tqdm(range(recipe.teacher_steps), desc="teacher"):
+            half = recipe.teacher_batch // 2
+            batch = rng.sample(self.reports, half) + rng.sample(self.sentences, half)
+            chosen = [rng.choice(sorted(self.queries[i].positives)) for i in batch]
+            columns = sorted(set(chosen) | set(rng.sample(self.document_ids, half)))
+            documents = [self.documents[d] for d in columns]
+            queries = [self.queries[i].text for i in batch]
+            left, right = self._embed(model, queries), self._embed(model, documents)
+            scores = left @ right.T / recipe.temperature
+            target = torch.tensor([columns.index(document) for document in chosen])
+            scores = scores.masked_fill(self._other_answers(batch, columns, target), -1e9)
+            _step(cross_entropy(scores, target), model, optimizer, schedule)
+        with torch.inference_mode():
+            left = self._embed_all(model, [query.text for query in self.queries])
+            right = self._embed_all(model, list(self.documents.values()))
+        return left @ right.T
+
+    def _other_answers(self, batch, columns, target) -> torch.Tensor:
+        """True where a column is right for a query, or may be, but is not the chosen answer."""
+        mask = torch.tensor(
+            [
+                [d in self.queries[i].positives or d in self.queries[i].related for d in columns]
+                for i in batch
+            ]
+        )
+        return mask.scatter(1, target[:, None], False)
+
+    def _embed(self, model, texts: list[str]) -> torch.Tensor:
+        inputs = self.tokenizer(
+            texts,
+            padding=True,
+            truncation=True,
+            max_length=self.recipe.max_length,
+            return_tensors="pt",
+        )
+        with torch.autocast("cpu", torch.bfloat16):
+            hidden = model(**inputs).last_hidden_state.float()
+        mask = inputs["attention_mask"][..., None].float()
+        return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def _embed_all(self, model, texts: list[str]) -> np.ndarray:
+        order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
+        vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
+        for start in range(0, len(order), 32):
+            chunk = order[start : start + 32]
+            vectors[chunk] = self._embed(model, [texts[i] for i in chunk]).numpy()
+        return vectors
+
+    # Stages 2 and 3 ----------------------------------------------------------------------
+
+    def train(self, teacher: np.ndarray):
+        """Train the adapter; every 200 steps the state is saved, and resumed from if found."""
+        from peft import LoraConfig, get_peft_model
+
+        recipe = self.recipe
+        torch.manual_seed(recipe.seed)
+        rng = random.Random(recipe.seed)
+        base = untrained_reranker()
+        base.config._attn_implementation = "eager"  # its backward pass is twice as fast on a CPU
+        base.requires_grad_(False)
+        config = LoraConfig(
+            r=recipe.rank,
+            lora_alpha=recipe.alpha,
+            target_modules=r".*encoder.*\.(query|key|value|dense)",
+            modules_to_save=["pooler", "classifier"],
+            task_type="SEQ_CLS",
+        )
+        model = get_peft_model(base, config)
+        optimizer, schedule = _optimizer(model, recipe.rate, recipe.steps, recipe.warmup)
+        parts = {"model": model, "optimizer": optimizer, "schedule": schedule}
+        first = self._resume(parts, rng)
+        model.eval()  # no dropout, as above
+        bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
+        losses: list[tuple[float, float]] = []
+        for step in bar:
+            losses.append(self._train_step(step, rng, teacher, **parts))
+            if (step + 1) % 50 == 0:
+                distil, label = np.mean(losses, axis=0)
+                losses.clear()
+                bar.set_postfix(distil=f"{distil:.3f}", label=f"{label:.3f}")
+                with (self.output / "log.jsonl").open("a") as log:
+                    log.write(json.dumps({"step": step + 1, "distil": distil, "label": label}))
+                    log.write("\n")
+            if (step + 1) % 200 == 0:
+                self._save(step + 1, parts, rng)
+        return model
+
+    def _train_step(self, step, rng, teacher, model, optimizer, schedule) -> tuple[float, float]:
+        recipe = self.recipe
+        late = step >= recipe.late * recipe.steps
+        sentences = recipe.queries_per_step - recipe.reports_per_step
+        batch = rng.sample(self.reports, recipe.reports_per_step)
+        batch += rng.sample(self.sentences, sentences)
+        groups = [self._group(i, teacher[i], rng) for i in batch]
+        pairs = [
+            (self.queries[i].text, self.documents[self.document_ids[column]])
+            for i, group in zip(batch, groups, strict=True)
+            for column in group
+        ]
+        length = recipe.late_max_length if late else recipe.max_length
+        logits = self._score(model, pairs, length).view(len(batch), -1)
+        rows = np.array(batch)[:, None]
+        aim = torch.from_numpy(teacher[rows, np.array(groups)]) / recipe.temperature
+        distil = kl_div(
+            log_softmax(logits, -1), softmax(aim, -1), reduction="batchmean", log_target=False
+        )
+        label = cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long))
+        weight = recipe.label_weight if step >= recipe.distil_only * recipe.steps else 0.0
+        _step((1 - weight) * distil + weight * label, model, optimizer, schedule)
+        return distil.item(), label.item()
+
+    def _group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
+        """One positive, then mined negatives, then random ones, as document columns."""
+        recipe, asked = self.recipe, self.queries[query]
+        barred = {self.column[d] for d in asked.positives | asked.related if d in self.column}
+        ranked = [c for c in np.argsort(-scores)[: recipe.mined_ranks].tolist() if c not in barred]
+        mined = rng.sample(ranked, recipe.group - 1 - recipe.random_negatives)
+        others = [c for c in range(len(scores)) if c not in barred and c not in mined]
+        positive = self.column[rng.choice(sorted(asked.positives))]
+        return [positive, *mined, *rng.sample(others, recipe.random_negatives)]
+
+    def _score(self, model, pairs: list[tuple[str, str]], max_length: int) -> torch.Tensor:
+        """Logits (len(pairs),), run in three length-sorted parts to save padding."""
+        encoded = self.tokenizer(
+            [query for query, _ in pairs],
+            [document for _, document in pairs],
+            truncation="only_second",
+            max_length=max_length,
+        )
+        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
+        order = np.argsort(lengths, kind="stable")
+        parts = []
+        for part in np.array_split(order, 3):
+            inputs = self.tokenizer.pad(
+                {name: [values[i] for i in part] for name, values in encoded.items()},
+                return_tensors="pt",
+            )
+            with torch.autocast("cpu", torch.bfloat16):
+                parts.append(model(**inputs).logits.float().view(-1))
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+
+    # Saving ------------------------------------------------------------------------------
+
+    def _save(self, step: int, parts: dict, rng: random.Random) -> None:
+        state = {name: part.state_dict() for name, part in parts.items() if name != "model"}
+        state["model"] = {
+            name: value for name, value in parts["model"].state_dict().items() if _trained(name)
+        }
+        state |= {"step": step, "rng": rng.getstate(), "torch": torch.get_rng_state()}
+        fresh = self.output / "state.tmp"
+        torch.save(state, fresh)
+        fresh.replace(self.output / "state.pt")  # the last good state stays if saving fails
+
+    def _resume(self, parts: dict, rng: random.Random) -> int:
+        saved = self.output / "state.pt"
+        if not saved.exists():
+            return 0
+        state = torch.load(saved, weights_only=False)
+        parts["model"].load_state_dict(state["model"], strict=False)
+        parts["optimizer"].load_state_dict(state["optimizer"])
+        parts["schedule"].load_state_dict(state["schedule"])
+        rng.setstate(state["rng"])
+        torch.set_rng_state(state["torch"])
+        return state["step"]
+
+
+def _trained(name: str) -> bool:
+    return "lora_" in name or "modules_to_save" in name
+
+
+def _optimizer(model, rate: float, steps: int, warmup: int):
+    trained = [weight for weight in model.parameters() if weight.requires_grad]
+    optimizer = torch.optim.AdamW(trained, lr=rate, weight_decay=0.01)
+
+    def share(step: int) -> float:
+        return min(1.0, (step + 1) / warmup) * 0.5 * (1 + np.cos(np.pi * min(1.0, step / steps)))
+
+    return optimizer, torch.optim.lr_scheduler.LambdaLR(optimizer, share)
+
+
+def _step(loss: torch.Tensor, model, optimizer, schedule) -> None:
+    optimizer.zero_grad()
+    loss.backward()
+    torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    schedule.step()
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line: one flag for each number of the recipe."""
+    parser = argparse.ArgumentParser(description="Train the bundled reranker.")
+    parser.add_argument("--output", type=Path, required=True, help="folder; resumed if it exists")
+    for name, value in asdict(Recipe()).items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
+    values = vars(parser.parse_args(arguments))
+    output = values.pop("output")
+    Trainer(Recipe(**values), output).run()
+
+
+if __name__ == "__main__":
+    main()
