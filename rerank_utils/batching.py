@@ -10,6 +10,8 @@ import numpy as np
 if TYPE_CHECKING:
     import torch
 
+Keep = Callable[[np.ndarray, np.ndarray], None]
+"""What is done with a finished batch: (positions, outputs)."""
 CPU_TOKENS, GPU_TOKENS = 1_024, 65_536
 """Tokens a batch, padding included. Two cores are busy with 1,024; a GPU wants many more."""
 
@@ -42,6 +44,7 @@ def run_batches(
     device: str,
     forward: Callable[[dict[str, torch.Tensor]], torch.Tensor],
     desc: str,
+    keep: Keep | None = None,
 ) -> np.ndarray:
     """Pad, run and put back in order.
 
@@ -51,6 +54,8 @@ def run_batches(
         device: "cpu", "cuda:0" ...
         forward: from a padded batch (tensors of shape (rows, tokens)) to (rows, ...) outputs.
         desc: label of the progress bar, which counts texts.
+        keep: called after each batch with its positions and outputs, so that an interrupted
+            run loses one batch and no more.
 
     Returns:
         (len(encoded), ...) float32 in the order of `encoded`.
@@ -65,7 +70,10 @@ def run_batches(
         for positions in token_batches(lengths, budget):
             rows = {name: [encoded[i][name] for i in positions] for name in encoded[0]}
             padded = tokenizer.pad(rows, return_tensors="pt").to(device)
-            outputs.append((positions, forward(padded).float().cpu().numpy()))
+            values = forward(padded).float().cpu().numpy()
+            outputs.append((positions, values))
+            if keep is not None:
+                keep(positions, values)
             bar.update(len(positions))
     result = np.empty((len(encoded), *outputs[0][1].shape[1:]), dtype=np.float32)
     for positions, values in outputs:
@@ -86,6 +94,4 @@ def check_texts(texts: Sequence[str], argument: str) -> None:
     """Raise TypeError at the first text that is not a string, naming its position."""
     for position, text in enumerate(texts):
         if not isinstance(text, str):
-            raise TypeError(
-                f"{argument}[{position}] is {type(text).__name__}, expected a string."
-            )
+            raise TypeError(f"{argument}[{position}] is {type(text).__name__}, expected a string.")

@@ -16,10 +16,14 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from importlib.resources import files
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .collection import Collection, Qrels
+
+if TYPE_CHECKING:
+    from scipy.sparse import csr_array
 
 CATALOGUE = "database_v49/cwec_v4.14.xml"
 SPLITS_FILE = "cwe_splits.json"
@@ -263,18 +267,20 @@ def _close_pairs(texts: list[str], others: list[str]) -> set[tuple[int, int]]:
     shared = _overlaps(words, other_words)
     rows, columns = shared.nonzero()
     common = np.asarray(shared[rows, columns]).ravel()
-    sizes = np.array([len(w) for w in words])[rows] + np.array([len(w) for w in other_words])[columns]
+    sizes = (
+        np.array([len(w) for w in words])[rows] + np.array([len(w) for w in other_words])[columns]
+    )
     close = common >= NEAR_DUPLICATE * (sizes - common)
     return set(zip(rows[close].tolist(), columns[close].tolist(), strict=True))
 
 
-def _overlaps(left: Sequence[Iterable[str]], right: Sequence[Iterable[str]]):
+def _overlaps(left: Sequence[Iterable[str]], right: Sequence[Iterable[str]]) -> csr_array:
     """(len(left), len(right)) sparse counts of the items that each two sets share."""
     from scipy.sparse import csr_array
 
     vocabulary: dict[str, int] = {}
 
-    def table(sets):
+    def table(sets: Sequence[Iterable[str]]) -> tuple[np.ndarray, list[int], np.ndarray]:
         rows = [[vocabulary.setdefault(x, len(vocabulary)) for x in items] for items in sets]
         indices = [i for row in rows for i in row]
         starts = np.cumsum([0, *(len(row) for row in rows)])

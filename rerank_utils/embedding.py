@@ -8,10 +8,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .batching import best_device, check_texts, run_batches
+from .batching import Keep, best_device, check_texts, run_batches
 from .hub import find_model
 
 if TYPE_CHECKING:
+    import torch
     from FlagEmbedding import FlagModel
 
 POOLINGS = ("cls", "mean")
@@ -57,16 +58,53 @@ def load_embedder(
     )
 
 
-def embed_documents(embedder: FlagModel, texts: Sequence[str]) -> np.ndarray:
+def embed_documents(
+    embedder: FlagModel, texts: Sequence[str], store: str | Path | None = None
+) -> np.ndarray:
     """Vectors of documents: (len(texts), d) float32, of length 1.
 
     The same as `embedder.encode(texts)`, with one progress bar and small sorted batches.
 
+    Args:
+        embedder: see `load_embedder`.
+        texts: the documents.
+        store: a .npy file that keeps the vectors as they are made; what an earlier, perhaps
+            interrupted call left there is not computed again. Use one file for each model and
+            list of texts.
+
     Raises:
         TypeError: a text is not a string.
-        ValueError: the model returned a number that is not finite.
+        ValueError: the model returned a number that is not finite, or `store` holds an array
+            of another shape.
     """
-    return _embed(embedder, texts, embedder.passage_max_length, "embed documents")
+    limit, desc = embedder.passage_max_length, "embed documents"
+    if store is None:
+        return _embed(embedder, texts, limit, desc)
+    table = _open_store(Path(store), len(texts), embedder.model.config.hidden_size)
+    todo = np.flatnonzero(np.isnan(table).any(axis=1))
+
+    def keep(positions: np.ndarray, vectors: np.ndarray) -> None:
+        table[todo[positions]] = vectors
+
+    _embed(embedder, [texts[i] for i in todo], limit, desc, keep)
+    table.flush()
+    return np.array(table)
+
+
+def _open_store(path: Path, rows: int, width: int) -> np.memmap:
+    """A (rows, width) float32 file; rows that are not computed yet hold NaN."""
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        fresh = path.with_suffix(".tmp")
+        with fresh.open("wb") as stream:
+            np.save(stream, np.full((rows, width), np.nan, dtype=np.float32))
+        fresh.replace(path)
+    table = np.lib.format.open_memmap(path, mode="r+")
+    if table.shape != (rows, width):
+        raise ValueError(
+            f"{path} holds vectors of shape {table.shape}, expected {(rows, width)}: delete it."
+        )
+    return table
 
 
 def embed_queries(embedder: FlagModel, texts: Sequence[str]) -> np.ndarray:
@@ -85,7 +123,9 @@ def embed_queries(embedder: FlagModel, texts: Sequence[str]) -> np.ndarray:
     return _embed(embedder, texts, embedder.query_max_length, "embed queries")
 
 
-def _embed(embedder: FlagModel, texts: Sequence[str], max_length: int, desc: str) -> np.ndarray:
+def _embed(
+    embedder: FlagModel, texts: Sequence[str], max_length: int, desc: str, keep: Keep | None = None
+) -> np.ndarray:
     from torch.nn.functional import normalize
 
     check_texts(texts, "texts")
@@ -96,12 +136,12 @@ def _embed(embedder: FlagModel, texts: Sequence[str], max_length: int, desc: str
     tokens = embedder.tokenizer(list(texts), truncation=True, max_length=max_length)
     encoded = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
 
-    def forward(inputs):
+    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         hidden = model(**inputs, return_dict=True).last_hidden_state
         vectors = embedder.pooling(hidden, inputs["attention_mask"])
         return normalize(vectors, dim=-1) if embedder.normalize_embeddings else vectors
 
-    vectors = run_batches(encoded, embedder.tokenizer, device, forward, desc)
+    vectors = run_batches(encoded, embedder.tokenizer, device, forward, desc, keep)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise ValueError(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import urllib.error
 import urllib.request
@@ -39,6 +40,14 @@ def find_model(name_or_path: str | Path) -> str:
         return _checked(cached)
     require_hub(f"The model {name!r}")
     return name
+
+
+def fingerprint(name_or_path: str | Path) -> str:
+    """A text that changes when the weights behind a name or in a folder do."""
+    found = Path(find_model(name_or_path))
+    weights = sorted([*found.glob("*.safetensors"), *found.glob("*.bin")])
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    return json.dumps([str(found), stats])
 
 
 def _cached(name: str) -> Path | None:

@@ -93,9 +93,7 @@ class DenseIndex:
         return cls(index, doc_ids)
 
 
-def build_index(
-    vectors: np.ndarray, doc_ids: Sequence[str], factory: str = "Flat"
-) -> DenseIndex:
+def build_index(vectors: np.ndarray, doc_ids: Sequence[str], factory: str = "Flat") -> DenseIndex:
     """Train a FAISS index on the vectors and add them.
 
     Args:

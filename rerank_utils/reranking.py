@@ -1,20 +1,24 @@
-"""Reranking: the first candidates of a Run, scored pair by pair with a FlagEmbedding cross-encoder."""
+"""Reranking: the first candidates of a Run, scored pair by pair with a cross-encoder."""
 
 from __future__ import annotations
 
+import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batching import best_device, check_texts, run_batches
+from .batching import Keep, best_device, check_texts, run_batches
 from .hub import find_model
 from .run import Run, rescore
 
 if TYPE_CHECKING:
+    import torch
     from FlagEmbedding import FlagReranker
+
+_KEY_LENGTH = 32
 
 
 def load_reranker(
@@ -57,7 +61,8 @@ def _require_head(folder: Path) -> None:
         from safetensors import safe_open
 
         with safe_open(weights, framework="np") as tensors:
-            trained = trained and any(n.startswith(("classifier", "score")) for n in tensors.keys())
+            names = list(tensors.keys())
+            trained = trained and any(n.startswith(("classifier", "score")) for n in names)
     if not trained:
         raise ValueError(
             f"{folder} has no trained scoring head ({', '.join(kinds) or 'no architecture named'})"
@@ -65,7 +70,47 @@ def _require_head(folder: Path) -> None:
         )
 
 
-def score_pairs(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> np.ndarray:
+class ScoreCache:
+    """Scores of pairs that one reranker has already given, kept in a text file.
+
+    A sweep over depths costs its union once, and an interrupted run goes on where it stopped.
+    Use one file for each reranker and maximum length.
+
+    Args:
+        path: the file; made when the first score is added.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self._scores: dict[str, float] = {}
+        if self.path.exists():
+            for line in self.path.read_text(encoding="ascii").splitlines():
+                key, _, score = line.partition(" ")
+                if len(key) == _KEY_LENGTH and score.endswith(";"):  # not a line cut short
+                    self._scores[key] = float(score[:-1])
+
+    def __contains__(self, pair: tuple[str, str]) -> bool:
+        return self._key(pair) in self._scores
+
+    def __getitem__(self, pair: tuple[str, str]) -> float:
+        return self._scores[self._key(pair)]
+
+    def add(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
+        """Keep the scores of these pairs, in memory and in the file."""
+        new = {self._key(pair): float(score) for pair, score in zip(pairs, scores, strict=True)}
+        self._scores |= new
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        with self.path.open("a", encoding="ascii") as stream:
+            stream.writelines(f"{key} {score!r};\n" for key, score in new.items())
+
+    @staticmethod
+    def _key(pair: tuple[str, str]) -> str:
+        return hashlib.sha256("\0".join(pair).encode()).hexdigest()[:_KEY_LENGTH]
+
+
+def score_pairs(
+    reranker: FlagReranker, pairs: Sequence[tuple[str, str]], cache: ScoreCache | None = None
+) -> np.ndarray:
     """The reranker's logit for each (query, document) pair, in one sorted pass.
 
     The same numbers as `reranker.compute_score(pairs)`, but each pair is tokenized once, no
@@ -74,6 +119,7 @@ def score_pairs(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> np.
     Args:
         reranker: an encoder-only FlagReranker.
         pairs: (n,) tuples of query and document.
+        cache: scores that need not be computed again, and where new ones are kept.
 
     Returns:
         (n,) float32; any real number, higher is more relevant. Not a probability.
@@ -86,23 +132,44 @@ def score_pairs(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> np.
         return np.empty(0, dtype=np.float32)
     check_texts([query for query, _ in pairs], "queries")
     check_texts([document for _, document in pairs], "documents")
+    if cache is None:
+        scores = _score(reranker, pairs, None)
+        _require_finite(pairs, scores)
+        return scores
+    todo = [pair for pair in dict.fromkeys(pairs) if pair not in cache]
+
+    def keep(positions: np.ndarray, scores: np.ndarray) -> None:
+        batch = [todo[i] for i in positions]
+        _require_finite(batch, scores)
+        cache.add(batch, scores)
+
+    if todo:
+        _score(reranker, todo, keep)
+    return np.array([cache[pair] for pair in pairs], dtype=np.float32)
+
+
+def _score(
+    reranker: FlagReranker, pairs: Sequence[tuple[str, str]], keep: Keep | None
+) -> np.ndarray:
     device = reranker.target_devices[0]
     model = reranker.model.to(device).eval()
     if reranker.use_fp16 and device.startswith("cuda"):
         model.half()
 
-    def forward(inputs):
+    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
         return model(**inputs, return_dict=True).logits.view(-1)
 
     encoded = _tokenize(reranker, pairs)
-    scores = run_batches(encoded, reranker.tokenizer, device, forward, "rerank")
+    return run_batches(encoded, reranker.tokenizer, device, forward, "rerank", keep)
+
+
+def _require_finite(pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
     if not np.isfinite(scores).all():
         query, document = pairs[int(np.argmin(np.isfinite(scores)))]
         raise ValueError(
             f"The score of query {query[:60]!r} and document {document[:60]!r} is not a finite "
             "number: the weights are damaged or overflow in half precision."
         )
-    return scores
 
 
 def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[dict]:
@@ -124,7 +191,7 @@ def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[
     return [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
 
 
-def _ids(tokenizer, texts) -> list[list[int]]:
+def _ids(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
     return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
 
 
@@ -135,6 +202,7 @@ def rerank(
     reranker: FlagReranker,
     depth: int,
     name: str | None = None,
+    cache: ScoreCache | None = None,
 ) -> Run:
     """Reorder the first `depth` documents of each query; the rest stays below as it was.
 
@@ -147,6 +215,7 @@ def rerank(
         reranker: see `score_pairs`.
         depth: candidates a query.
         name: name of the result, by default "<run> + rerank".
+        cache: see `score_pairs`.
 
     Raises:
         ValueError: depth is below 1 or above what the run holds.
@@ -165,7 +234,7 @@ def rerank(
         for document in ids
     }
     distinct = list(dict.fromkeys(texts.values()))
-    score = dict(zip(distinct, score_pairs(reranker, distinct).tolist(), strict=True))
+    score = dict(zip(distinct, score_pairs(reranker, distinct, cache).tolist(), strict=True))
     new = {
         query: {document: score[texts[query, document]] for document in ids}
         for query, ids in candidates.items()

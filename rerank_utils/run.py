@@ -82,9 +82,7 @@ class Run:
 
     def __iter__(self) -> Iterator[tuple[str, np.ndarray, np.ndarray]]:
         """Query id, its documents and their scores, for each query, without the empty places."""
-        for query, documents, scores in zip(
-            self.query_ids, self.doc_ids, self.scores, strict=True
-        ):
+        for query, documents, scores in zip(self.query_ids, self.doc_ids, self.scores, strict=True):
             filled = documents != ""
             yield query, documents[filled], scores[filled]
 

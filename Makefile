@@ -1,0 +1,39 @@
+# Every target sets up what it needs: a virtual environment in .venv, from Python 3.11-3.13 and pip.
+PYTHON ?= python3
+BIN := .venv/bin
+
+.PHONY: setup run test lint lab notebooks evaluate reranker clean
+
+run: setup            ## the main job: retrieve, rerank, table before and after
+	$(BIN)/python -m rerank_utils
+
+test: setup lint      ## unit tests, then every notebook
+	$(BIN)/python -m pytest -q tests
+	$(BIN)/python -m pytest -q --nbval-lax --nbval-current-env notebooks
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+lab: setup            ## open the notebooks
+	$(BIN)/jupyter lab notebooks
+
+notebooks: setup      ## run the notebooks and refresh their outputs
+	$(BIN)/python notebooks/refresh.py
+
+evaluate: setup       ## the full test split: the table of the README
+	$(BIN)/python -m rerank_utils.report
+
+reranker: setup       ## train the bundled reranker again (hours on two cores)
+	$(BIN)/python -m rerank_utils.training --output artifacts/training
+
+setup: .venv/.installed
+
+.venv/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -c "import sys; assert (3, 11) <= sys.version_info[:2] <= (3, 13), 'Python 3.11 to 3.13 is needed; say: make PYTHON=python3.11'"
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e ".[test]"
+	touch $@
+
+clean:                ## remove what runs left behind; the environment stays
+	rm -rf artifacts

@@ -1,0 +1,104 @@
+"""`python -m rerank_utils`: retrieve, rerank and evaluate, on a profile or on one's own data."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from .profiles import Profile, get_profile
+
+DESCRIPTION = """\
+Two-stage retrieval from end to end: embed a corpus, search it with FAISS, rerank the first hits
+with a cross-encoder, and print the measures before and after.
+
+Without arguments the offline profile runs: real models and real data that come with packages.
+"""
+EXAMPLES = """\
+examples:
+  python -m rerank_utils
+  python -m rerank_utils --split test --queries 0
+  python -m rerank_utils --profile msmarco
+  python -m rerank_utils --collection my_data --embedder BAAI/bge-base-en-v1.5 --pooling cls \\
+      --reranker BAAI/bge-reranker-base --depth 20
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rerank_utils",
+        description=DESCRIPTION,
+        epilog=EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    what = parser.add_argument_group("what to search")
+    what.add_argument("--profile", help="offline or msmarco (default: $RERANK_PROFILE or offline)")
+    what.add_argument(
+        "--collection",
+        metavar="DIR",
+        help="your own data in BEIR format: corpus.jsonl, queries.jsonl, qrels/test.tsv",
+    )
+    what.add_argument("--split", help="which queries (a file name in qrels/ without .tsv)")
+    what.add_argument("--queries", type=int, metavar="N", help="how many of them; 0 for all")
+    how = parser.add_argument_group("how to search")
+    how.add_argument("--embedder", metavar="MODEL", help="model folder or name on the hub")
+    how.add_argument("--pooling", choices=("cls", "mean"), help="cls for BGE, mean for MiniLM")
+    how.add_argument("--instruction", help="text put before each query, with its blank at the end")
+    how.add_argument("--reranker", metavar="MODEL", help="model folder or name on the hub")
+    how.add_argument("--max-length", type=int, metavar="T", help="tokens a text or pair may have")
+    how.add_argument("--depth", type=int, metavar="D", help="candidates a query to rerank")
+    parser.add_argument(
+        "--output", type=Path, metavar="DIR", help="where files go (default: artifacts/<profile>)"
+    )
+    return parser
+
+
+def chosen_profile(options: argparse.Namespace) -> Profile:
+    """The profile, changed by what the command line says.
+
+    Raises:
+        ValueError: both a profile and a collection, or an unknown profile.
+    """
+    if options.collection and options.profile:
+        raise ValueError("Give --profile or --collection, not both.")
+    name = f"beir:{options.collection}" if options.collection else options.profile
+    names = ("split", "embedder", "pooling", "instruction", "reranker", "max_length", "depth")
+    changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.queries is not None:
+        changes["queries"] = options.queries or None
+    return replace(get_profile(name), **changes)
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run the command line; the exit status is 2 where something given was wrong."""
+    options = build_parser().parse_args(arguments)
+    try:
+        profile = chosen_profile(options)
+        _quiet()
+        from .pipeline import ARTIFACTS, run_pipeline
+
+        result = run_pipeline(profile)
+    except (ValueError, OSError, KeyError, TypeError) as error:
+        print(f"error: {error.args[-1] if error.args else error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("\nStopped. Run the same command again: it goes on from here.", file=sys.stderr)
+        return 130
+    print(f"\n{result.table()}\n")
+    folder = options.output or ARTIFACTS / profile.folder_name
+    print("written:", *(f"  {path}" for path in result.save(folder)), sep="\n")
+    return 0
+
+
+def _quiet() -> None:
+    """No bars or notes from the libraries: each stage shows one bar of its own."""
+    from transformers.utils import logging
+
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,185 @@
+"""Pipeline: the stages strung together for one profile, with what they leave on disk."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from .collection import Collection, write_qrels
+from .embedding import embed_documents, embed_queries, load_embedder
+from .evaluation import Comparison, Evaluation, compare, evaluate
+from .hub import fingerprint
+from .indexing import build_index
+from .plotting import plot_before_after
+from .profiles import Profile, locate
+from .reranking import ScoreCache, load_reranker, rerank
+from .run import Run
+
+ARTIFACTS = Path("artifacts")
+RUN_DEPTH = 100
+"""Documents of the first stage that are kept in a run, where the corpus holds as many."""
+
+
+@dataclass
+class Result:
+    """What a pipeline made.
+
+    Attributes:
+        profile: the set-up.
+        collection: the corpus with the queries that were run.
+        first_stage, reranked: the two runs.
+        before, after: their evaluations.
+        seconds: stage -> wall-clock seconds. A stage that found its result on disk took none.
+    """
+
+    profile: Profile
+    collection: Collection
+    first_stage: Run
+    reranked: Run
+    before: Evaluation
+    after: Evaluation
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def comparisons(self) -> list[Comparison]:
+        """Before against after, for each measure."""
+        return [compare(self.before, self.after, measure) for measure in self.before.values]
+
+    def table(self) -> str:
+        """The two runs side by side, as text."""
+        profile, collection = self.profile, self.collection
+        split = next(iter(collection.splits))
+        lines = [
+            f"{profile.name}: {len(collection.queries):,} {split} queries, "
+            f"{len(collection.documents):,} documents, the first {profile.depth} reranked",
+            "",
+            f"{'':<11}{'before':>8}{'after':>8}{'change':>9}   95 % interval        p   "
+            "better / same / worse",
+        ]
+        for row in self.comparisons():
+            measure = row.measure
+            lines.append(
+                f"{measure:<11}{self.before.mean(measure):>8.3f}{self.after.mean(measure):>8.3f}"
+                f"{row.difference:>+9.3f}   {row.low:+.3f} … {row.high:+.3f} {row.p:>8.4f}   "
+                f"{row.wins} / {row.ties} / {row.losses}"
+            )
+        spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
+        return "\n".join([*lines, "", f"time: {spent}"])
+
+    def save(self, folder: Path) -> list[Path]:
+        """Write both runs, the judgments, the numbers and the figure; return the files."""
+        folder.mkdir(parents=True, exist_ok=True)
+        names = ("first_stage.trec", "reranked.trec", "qrels.trec", "results.json")
+        first, second, judged, numbers = (folder / name for name in names)
+        self.first_stage.to_trec(first)
+        self.reranked.to_trec(second)
+        write_qrels(self.collection.qrels, judged)
+        numbers.write_text(json.dumps(self._numbers(), indent=1), encoding="utf-8")
+        figure = plot_before_after(
+            self.before, self.after, f"{self.profile.name}, before and after"
+        )
+        figure.savefig(folder / "before_after.png", dpi=150)
+        return [first, second, judged, numbers, folder / "before_after.png"]
+
+    def _numbers(self) -> dict:
+        return {
+            "profile": self.profile.name,
+            "collection": self.collection.name,
+            "split": next(iter(self.collection.splits)),
+            "queries": len(self.collection.queries),
+            "documents": len(self.collection.documents),
+            "depth": self.profile.depth,
+            "embedder": self.profile.embedder,
+            "reranker": self.profile.reranker,
+            "before": self.before.means(),
+            "after": self.after.means(),
+            "comparisons": [vars(row) for row in self.comparisons()],
+            "seconds": self.seconds,
+        }
+
+
+def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
+    """Load, embed, index, retrieve, rerank and evaluate.
+
+    Vectors and pair scores are kept in `artifacts/cache`, so that an interrupted run resumes and
+    a second one is quick.
+
+    Raises:
+        ValueError: the depth is above the corpus size, and what the stages raise.
+    """
+    seconds: dict[str, float] = {}
+    with _timed(seconds, "load"):
+        collection = profile.load().split(profile.split, profile.queries)
+    first_stage = retrieve(profile, collection, artifacts, seconds)
+    with _timed(seconds, "rerank"):
+        reranker = load_reranker(locate(profile.reranker), profile.max_length)
+        reranked = rerank(
+            first_stage,
+            collection.queries,
+            collection.documents,
+            reranker,
+            profile.depth,
+            name="reranked",
+            cache=score_cache(profile, artifacts),
+        )
+    with _timed(seconds, "evaluate"):
+        before = evaluate(first_stage, collection.qrels)
+        after = evaluate(reranked, collection.qrels)
+    return Result(profile, collection, first_stage, reranked, before, after, seconds)
+
+
+def retrieve(
+    profile: Profile,
+    collection: Collection,
+    artifacts: Path = ARTIFACTS,
+    seconds: dict[str, float] | None = None,
+) -> Run:
+    """The first stage: embed the corpus and the queries, search a flat FAISS index.
+
+    Args:
+        profile: embedder and depth.
+        collection: see `Collection.split`.
+        artifacts: where the vectors of the corpus are kept.
+        seconds: filled with the time of each stage.
+
+    Raises:
+        ValueError: the depth is above the corpus size.
+    """
+    if profile.depth > len(collection.documents):
+        raise ValueError(
+            f"The depth is {profile.depth}, but {collection.name!r} holds "
+            f"{len(collection.documents)} documents: choose a depth (--depth) up to that number."
+        )
+    seconds = {} if seconds is None else seconds
+    texts = list(collection.documents.values())
+    with _timed(seconds, "embed"):
+        model = locate(profile.embedder)
+        embedder = load_embedder(model, profile.pooling, profile.instruction, profile.max_length)
+        key = _key([fingerprint(model), profile.pooling, str(profile.max_length), *texts])
+        vectors = embed_documents(embedder, texts, artifacts / "cache" / f"vectors-{key}.npy")
+        query_vectors = embed_queries(embedder, list(collection.queries.values()))
+    with _timed(seconds, "search"):
+        index = build_index(vectors, list(collection.documents))
+        k = min(max(RUN_DEPTH, profile.depth), len(texts))
+        return index.search(list(collection.queries), query_vectors, k, name="first stage")
+
+
+def score_cache(profile: Profile, artifacts: Path = ARTIFACTS) -> ScoreCache:
+    """Where the pair scores of a profile's reranker are kept."""
+    key = _key([fingerprint(locate(profile.reranker)), str(profile.max_length)])
+    return ScoreCache(artifacts / "cache" / f"scores-{key}.txt")
+
+
+def _key(parts: Iterable[str]) -> str:
+    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def _timed(seconds: dict[str, float], stage: str) -> Iterator[None]:
+    started = time.perf_counter()
+    yield
+    seconds[stage] = round(time.perf_counter() - started, 2)

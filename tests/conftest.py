@@ -1,0 +1,61 @@
+"""What the tests share: tiny models made on disk, so that nothing is downloaded."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
+
+
+@pytest.fixture(scope="session")
+def tiny_reranker_folder(tmp_path_factory) -> Path:
+    """A random one-logit BERT with MiniLM's tokenizer: quick, and of the right shape."""
+    import torch
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    from rerank_utils.bundled import minilm_path
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=32,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        intermediate_size=64,
+        num_labels=1,
+        initializer_range=0.2,
+    )
+    folder = tmp_path_factory.mktemp("tiny-reranker")
+    BertForSequenceClassification(config).save_pretrained(folder)
+    AutoTokenizer.from_pretrained(minilm_path()).save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture
+def beir_folder(tmp_path) -> Path:
+    """A BEIR folder of four documents and two queries."""
+    folder = tmp_path / "fruit"
+    (folder / "qrels").mkdir(parents=True)
+    documents = [
+        {"_id": "d1", "title": "Apple", "text": "A fruit that grows on trees."},
+        {"_id": "d2", "title": "Carrot", "text": "A root vegetable, often orange."},
+        {"_id": "d3", "title": "", "text": "Bread is baked from flour and water."},
+        {"_id": "d4", "text": "Tea is made from leaves."},
+    ]
+    queries = [
+        {"_id": "q1", "text": "orange vegetable"},
+        {"_id": "q2", "text": "what grows on trees"},
+        {"_id": "q3", "text": "judged by nobody"},
+    ]
+    write_lines(folder / "corpus.jsonl", documents)
+    write_lines(folder / "queries.jsonl", queries)
+    (folder / "qrels" / "test.tsv").write_text(
+        "query-id\tcorpus-id\tscore\nq1\td2\t1\nq2\td1\t1\nq2\td2\t0\n"
+    )
+    return folder
+
+
+def write_lines(path: Path, records: list[dict]) -> None:
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
