@@ -76,7 +76,7 @@ def main(arguments: list[str] | None = None) -> int:
     options = build_parser().parse_args(arguments)
     try:
         profile = chosen_profile(options)
-        _quiet()
+        quiet_libraries()
         from .pipeline import ARTIFACTS, run_pipeline
 
         result = run_pipeline(profile)
@@ -92,7 +92,7 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
-def _quiet() -> None:
+def quiet_libraries() -> None:
     """No bars or notes from the libraries: each stage shows one bar of its own."""
     from transformers.utils import logging
 

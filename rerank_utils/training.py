@@ -22,7 +22,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 from tqdm.auto import tqdm
 
-from .bundled import merge, minilm_path, untrained_reranker
+from .bundled import MANIFEST, file_sha256, merge, minilm_path, untrained_reranker
 from .cwe import (
     Weakness,
     clean_report,
@@ -149,7 +149,8 @@ class Trainer:
         teacher = self.teacher_scores()
         model = self.train(teacher)
         model.save_pretrained(self.output / "adapter")
-        merge(self.output / "adapter", self.output / "merged")
+        write_bundle(self.output / "adapter", self.output / "bundle")
+        merge(self.output / "bundle", self.output / "merged")
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
     # Stage 1 -----------------------------------------------------------------------------
@@ -336,6 +337,23 @@ class Trainer:
         rng.setstate(state["rng"])
         torch.set_rng_state(state["torch"])
         return state["step"]
+
+
+def write_bundle(adapter: Path, bundle: Path) -> None:
+    """An adapter as it is shipped: in half precision, without paths, with its sha256."""
+    from safetensors.torch import load_file, save_file
+
+    bundle.mkdir(parents=True, exist_ok=True)
+    weights = load_file(adapter / "adapter_model.safetensors")
+    save_file(
+        {name: value.half().contiguous() for name, value in weights.items()},
+        bundle / "adapter_model.safetensors",
+    )
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "sentence-transformers/all-MiniLM-L6-v2"
+    (bundle / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    digest = file_sha256(bundle / "adapter_model.safetensors")
+    (bundle / MANIFEST).write_text(json.dumps({"adapter_sha256": digest}) + "\n")
 
 
 def _trained(name: str) -> bool:

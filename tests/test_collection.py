@@ -44,7 +44,7 @@ def test_a_split_keeps_the_corpus_and_its_queries():
 
 @pytest.mark.parametrize(("name", "limit"), [("train", None), ("dev", 0)])
 def test_an_unknown_split_or_no_queries_is_refused(name, limit):
-    with pytest.raises(ValueError, match="no split 'train'|limit is 0"):
+    with pytest.raises(ValueError, match=r"no split 'train'|limit is 0"):
         make().split(name, limit)
 
 
@@ -65,7 +65,7 @@ def test_a_malformed_qrels_line_is_named(tmp_path, line):
 def test_a_pair_judged_twice_is_refused(tmp_path):
     path = tmp_path / "qrels.trec"
     path.write_text("q1 0 d1 1\nq1 0 d1 0\n")
-    with pytest.raises(ValueError, match="line 2.*second time"):
+    with pytest.raises(ValueError, match=r"line 2.*second time"):
         read_qrels(path)
 
 

@@ -1,0 +1,106 @@
+"""The models that come with packages: checked, merged, repaired."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+
+from rerank_utils import bundled
+from rerank_utils.reranking import load_reranker, score_pairs
+
+MEGABYTES = 1_000_000
+
+
+@pytest.fixture
+def own_cache(monkeypatch, tmp_path):
+    monkeypatch.setenv("RERANK_CACHE", str(tmp_path / "cache"))
+    return tmp_path / "cache"
+
+
+@pytest.fixture
+def own_bundle(monkeypatch, tmp_path):
+    folder = shutil.copytree(bundled.adapter_path(), tmp_path / "bundle")
+    monkeypatch.setattr(bundled, "adapter_path", lambda: folder)
+    return folder
+
+
+def test_the_bundle_is_small_and_complete():
+    files = {path.name: path.stat().st_size for path in bundled.adapter_path().iterdir()}
+    assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json"} <= set(files)
+    assert "README.md" in files  # the model card
+    assert sum(files.values()) <= 6 * MEGABYTES
+
+
+def test_the_packaged_minilm_is_the_one_the_course_was_made_with():
+    weights = bundled.minilm_path() / bundled.WEIGHTS
+    assert bundled.file_sha256(weights) == bundled.MINILM_SHA256
+
+
+def test_other_minilm_weights_are_refused(monkeypatch):
+    bundled.minilm_path.cache_clear()
+    monkeypatch.setattr(bundled, "MINILM_SHA256", "0" * 64)
+    with pytest.raises(ValueError, match=r"model.safetensors has sha256 53aa51172d14…, expected"):
+        bundled.minilm_path()
+    monkeypatch.undo()
+    bundled.minilm_path.cache_clear()
+
+
+def test_a_damaged_adapter_is_refused(own_cache, own_bundle):
+    weights = own_bundle / "adapter_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    with pytest.raises(ValueError, match=r"adapter_model.safetensors has sha256"):
+        bundled.reranker_path()
+    assert not own_cache.exists()
+
+
+def test_a_damaged_merge_is_made_again(own_cache):
+    folder = bundled.reranker_path()
+    assert folder.parent == own_cache
+    weights = folder / bundled.WEIGHTS
+    good = weights.read_bytes()
+    stamp = weights.stat().st_mtime_ns
+    assert bundled.reranker_path() == folder
+    assert weights.stat().st_mtime_ns == stamp  # whole: not touched
+
+    weights.write_bytes(good[:1000])
+    assert bundled.reranker_path() == folder
+    assert weights.read_bytes() == good
+
+    (folder / "tokenizer.json").unlink()
+    bundled.reranker_path()
+    assert (folder / "tokenizer.json").exists()
+
+    (folder / "manifest.json").write_text("[not json")
+    bundled.reranker_path()
+    assert json.loads((folder / "manifest.json").read_text())
+    assert [path.name for path in own_cache.iterdir()] == [folder.name]  # nothing left over
+
+
+def test_the_merged_model_is_base_plus_adapter(own_cache):
+    """Merging by hand: W + (alpha / r) B A for every adapted matrix."""
+    from safetensors.numpy import load_file
+
+    adapter = load_file(bundled.adapter_path() / "adapter_model.safetensors")
+    config = json.loads((bundled.adapter_path() / "adapter_config.json").read_text())
+    base = load_file(bundled.minilm_path() / bundled.WEIGHTS)
+    merged = load_file(bundled.reranker_path() / bundled.WEIGHTS)
+    name = "encoder.layer.3.attention.self.query"
+    a, b = (
+        next(v for k, v in adapter.items() if name in k and f"lora_{part}." in k) for part in "AB"
+    )
+    scale = config["lora_alpha"] / config["r"]
+    expected = base[f"{name}.weight"] + scale * b.astype(np.float32) @ a.astype(np.float32)
+    np.testing.assert_allclose(merged[f"bert.{name}.weight"], expected, atol=1e-5)
+    assert np.abs(scale * b.astype(np.float32) @ a.astype(np.float32)).max() > 1e-3
+
+
+def test_the_reranker_knows_a_weakness_from_another():
+    reranker = load_reranker(bundled.reranker_path(), bundled.MAX_LENGTH, "cpu")
+    report = "web forum runs script that an attacker put into a comment"
+    right = "Cross-site Scripting. The product does not neutralize user input in web pages."
+    wrong = "Divide By Zero. The product divides a value by zero."
+    good, bad = score_pairs(reranker, [(report, right), (report, wrong)])
+    assert good > bad
+    theirs = reranker.compute_score([[report, right], [report, wrong]])
+    np.testing.assert_allclose([good, bad], theirs, atol=1e-4)

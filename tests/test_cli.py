@@ -1,0 +1,133 @@
+"""`python -m rerank_utils` and the profiles behind it."""
+
+import json
+
+import pytest
+
+from rerank_utils.__main__ import main
+from rerank_utils.collection import read_qrels
+from rerank_utils.evaluation import evaluate
+from rerank_utils.profiles import BGE_INSTRUCTION, get_profile, locate
+from rerank_utils.run import Run
+
+
+@pytest.fixture
+def in_empty_folder(monkeypatch, tmp_path):
+    (tmp_path / "work").mkdir()
+    monkeypatch.chdir(tmp_path / "work")
+    return tmp_path / "work"
+
+
+def own_data(beir_folder, tiny_reranker_folder, *more):
+    return ["--collection", str(beir_folder), "--reranker", str(tiny_reranker_folder), *more]
+
+
+def test_ones_own_data_from_end_to_end(in_empty_folder, beir_folder, tiny_reranker_folder, capsys):
+    assert main(own_data(beir_folder, tiny_reranker_folder, "--depth", "2")) == 0
+    shown = capsys.readouterr()
+    assert "2 test queries, 4 documents, the first 2 reranked" in shown.out
+    assert "nDCG@10" in shown.out and "time: load" in shown.out
+    assert "Warning" not in shown.err
+
+    folder = in_empty_folder / "artifacts" / "beir-fruit"
+    names = {path.name for path in folder.iterdir()}
+    assert names >= {"first_stage.trec", "reranked.trec", "qrels.trec", "results.json"}
+    assert "before_after.png" in names
+    qrels = read_qrels(folder / "qrels.trec")
+    numbers = json.loads((folder / "results.json").read_text())
+    for run, key in (("first_stage", "before"), ("reranked", "after")):
+        measured = evaluate(Run.from_trec(folder / f"{run}.trec"), qrels)
+        assert measured.means() == pytest.approx(numbers[key])
+    first, reranked = (Run.from_trec(folder / f"{n}.trec") for n in ("first_stage", "reranked"))
+    assert first.doc_ids.shape == (2, 4)  # the whole list, not only the reranked part
+    assert (first.doc_ids[:, 2:] == reranked.doc_ids[:, 2:]).all()
+
+
+def test_the_output_folder_can_be_chosen(
+    in_empty_folder, beir_folder, tiny_reranker_folder, tmp_path
+):
+    where = tmp_path / "elsewhere"
+    arguments = own_data(beir_folder, tiny_reranker_folder, "--depth", "4", "--output", str(where))
+    assert main([*arguments, "--queries", "2"]) == 0
+    assert (where / "results.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["--profile", "nonsense"], "Unknown profile 'nonsense': choose offline"),
+        (["--collection", "nowhere"], "corpus.jsonl is missing"),
+        (["--profile", "offline", "--collection", "x"], "not both"),
+        (["--depth", "5000"], "The depth is 5000, but 'cwe' holds 938 documents"),
+        (["--split", "train2"], "no split 'train2'"),
+        (["--embedder", "no/such/folder"], "no model folder 'no/such/folder'"),
+        (["--reranker", "packaged:x"], "Unknown model 'packaged:x'"),
+        (["--profile", "msmarco"], "offline profile"),
+    ],
+)
+def test_a_wrong_argument_gets_one_sentence(
+    in_empty_folder, arguments, sentence, capsys, monkeypatch, tmp_path
+):
+    import datasets
+
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
+    if "--reranker" in arguments or "--embedder" in arguments:
+        arguments = [*arguments, "--queries", "1", "--depth", "1"]
+    if "--reranker" in arguments:
+        monkeypatch.setattr("rerank_utils.pipeline.retrieve", lambda *a: None)
+    assert main(arguments) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("error: ") and sentence in error.splitlines()[-1]
+    assert "Traceback" not in error
+
+
+def test_an_interrupt_says_how_to_go_on(in_empty_folder, monkeypatch, capsys):
+    def interrupted(profile):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("rerank_utils.pipeline.run_pipeline", interrupted)
+    assert main([]) == 130
+    assert "goes on from here" in capsys.readouterr().err
+
+
+def test_help_names_every_way_in(capsys):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = capsys.readouterr().out
+    flags = [
+        "profile",
+        "collection",
+        "split",
+        "queries",
+        "embedder",
+        "pooling",
+        "reranker",
+        "depth",
+        "output",
+    ]
+    assert all(f"--{flag}" in text for flag in flags)
+    assert max(map(len, text.splitlines())) <= 100
+
+
+def test_the_environment_variable_chooses_the_profile(monkeypatch):
+    monkeypatch.delenv("RERANK_PROFILE", raising=False)
+    assert get_profile().name == "offline"
+    monkeypatch.setenv("RERANK_PROFILE", "msmarco")
+    assert get_profile().embedder == "BAAI/bge-base-en-v1.5"
+    assert get_profile("offline").name == "offline"
+
+
+def test_the_msmarco_profile_is_the_guide():
+    profile = get_profile("msmarco")
+    assert profile.reranker == "BAAI/bge-reranker-large" and profile.pooling == "cls"
+    assert profile.instruction == BGE_INSTRUCTION and BGE_INSTRUCTION.endswith(": ")
+
+
+def test_an_unknown_profile_is_refused():
+    for name in ("nonsense", "beir:"):
+        with pytest.raises(ValueError, match="Unknown profile"):
+            get_profile(name)
+
+
+def test_hub_names_stay_as_they_are():
+    assert locate("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"

@@ -1,0 +1,124 @@
+"""The files around the code: they agree with each other, and imports stay light and one-way."""
+
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+from packaging.requirements import Requirement
+
+ROOT = Path(__file__).parent.parent
+PACKAGE = ROOT / "rerank_utils"
+
+# room -> the rooms it may import
+NOUNS = {"collection", "run"}
+TOOLS = {"batching", "hub"}
+ROOMS = {
+    "collection": set(),
+    "run": set(),
+    "batching": set(),
+    "hub": set(),
+    "cwe": {"collection"},
+    "loaders": {"collection", "cwe", "hub"},
+    "embedding": TOOLS,
+    "indexing": NOUNS,
+    "reranking": NOUNS | TOOLS,
+    "fusion": NOUNS,
+    "evaluation": NOUNS,
+    "plotting": NOUNS | {"evaluation"},
+    "bundled": set(),
+    "training": {"bundled", "cwe"},
+    "profiles": {"bundled", "collection", "loaders"},
+}
+
+
+def test_arrows_point_down_only():
+    modules = {path.stem for path in PACKAGE.glob("*.py")}
+    top = modules - set(ROOMS) - {"__init__"}
+    assert top == {"pipeline", "report", "__main__"}
+    for name, allowed in ROOMS.items():
+        tree = ast.parse((PACKAGE / f"{name}.py").read_text())
+        imported = set()
+        for node in ast.walk(tree):
+            if isinstance(node, ast.ImportFrom) and node.level == 1:
+                imported |= {node.module} if node.module else {a.name for a in node.names}
+        assert imported <= allowed, f"{name} imports {imported - allowed}"
+
+
+def test_import_is_light():
+    code = (
+        "import sys, time; start = time.perf_counter();"
+        "import rerank_utils, rerank_utils.pipeline;"
+        "heavy = {'torch', 'transformers', 'faiss', 'datasets', 'FlagEmbedding', 'matplotlib'};"
+        "print(time.perf_counter() - start, sorted(heavy & set(sys.modules)))"
+    )
+    seconds, heavy = min(
+        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+        .stdout.strip()
+        .split(" ", 1)
+        for _ in range(3)
+    )
+    assert heavy == "[]"
+    assert float(seconds) < 0.5
+
+
+def project() -> dict:
+    return tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+
+def test_pyproject_and_environment_name_the_same_packages():
+    lines = (ROOT / "environment.yml").read_text().splitlines()
+    listed = [line.split("- ", 1)[1] for line in lines if line.startswith("      - ")]
+    packages = [line for line in listed if not line.startswith("-")]
+    wanted = project()["dependencies"] + project()["optional-dependencies"]["test"]
+    assert packages == wanted
+    assert "-c constraints.txt" in listed and "-e ." in listed
+    assert any(line.strip() == "- python=3.11" for line in lines)
+
+
+def test_every_package_is_pinned_within_its_range():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            pins[re.sub(r"[-_.]+", "-", name).lower()] = version
+    for text in project()["dependencies"] + project()["optional-dependencies"]["test"]:
+        wanted = Requirement(text)
+        name = re.sub(r"[-_.]+", "-", wanted.name).lower()
+        assert name in pins, f"{name} is not in constraints.txt"
+        assert wanted.specifier.contains(pins[name]), f"{name}=={pins[name]} against {text}"
+
+
+def test_the_mission_packages_are_there():
+    names = {Requirement(text).name for text in project()["dependencies"]}
+    names |= {Requirement(t).name for t in project()["optional-dependencies"]["test"]}
+    wanted = {"jupyterlab", "nbval", "FlagEmbedding", "faiss-cpu", "numpy", "datasets"}
+    assert wanted | {"matplotlib"} <= names
+
+
+@pytest.mark.parametrize("name", ["run", "test", "lab", "notebooks", "evaluate"])
+def test_make_knows_the_command_and_the_readme_names_it(name):
+    assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    assert f"make {name}" in (ROOT / "README.md").read_text()
+
+
+def test_links_of_the_readme_resolve():
+    text = (ROOT / "README.md").read_text()
+    for target in re.findall(r"\]\(([^)#:]+)\)", text):
+        assert (ROOT / target).exists(), target
+
+
+def test_no_machine_path_or_registry_in_a_file():
+    tracked = subprocess.run(
+        ["git", "ls-files"], cwd=ROOT, capture_output=True, text=True
+    ).stdout.split()
+    forbidden = re.compile("/(?:home|root|tmp|work)" + "/|--(?:extra-)?index" + "-url")
+    for name in tracked:
+        path = ROOT / name
+        if path.suffix in {".safetensors", ".png"} or not path.exists():
+            continue
+        found = forbidden.search(path.read_text(encoding="utf-8"))
+        assert not found, f"{name}: {found and found.group()}"

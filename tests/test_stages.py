@@ -1,0 +1,336 @@
+"""Embedding, indexing, reranking and fusion against what they stand for."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from rerank_utils.batching import token_batches
+from rerank_utils.bundled import minilm_path
+from rerank_utils.cwe import load_cwe
+from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
+from rerank_utils.fusion import interpolate
+from rerank_utils.indexing import DenseIndex, build_index
+from rerank_utils.reranking import ScoreCache, load_reranker, rerank, score_pairs
+from rerank_utils.run import Run
+
+
+@pytest.fixture(scope="module")
+def collection():
+    return load_cwe().split("dev", 12)
+
+
+@pytest.fixture(scope="module")
+def texts(collection):
+    return list(collection.documents.values())[:40]
+
+
+@pytest.fixture(scope="module")
+def embedder():
+    return load_embedder(minilm_path(), pooling="mean", max_length=256, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def reranker(tiny_reranker_folder):
+    return load_reranker(tiny_reranker_folder, max_length=128, device="cpu")
+
+
+# Embedding --------------------------------------------------------------------------------
+
+
+def test_vectors_agree_with_sentence_transformers(embedder, texts):
+    from sentence_transformers import SentenceTransformer
+
+    oracle = SentenceTransformer(str(minilm_path()), device="cpu")
+    oracle.max_seq_length = 256
+    theirs = oracle.encode(texts, normalize_embeddings=True)
+    ours = embed_documents(embedder, texts)
+    assert ours.dtype == np.float32 and ours.shape == (40, 384)
+    assert (ours * theirs).sum(1).min() >= 0.9999
+
+
+def test_vectors_are_those_of_flagmodel(embedder, texts):
+    np.testing.assert_allclose(embed_documents(embedder, texts), embedder.encode(texts), atol=1e-5)
+
+
+def test_the_instruction_goes_before_queries_only(texts):
+    embedder = load_embedder(minilm_path(), "mean", "Find this: ", 256, "cpu")
+    asked = embed_queries(embedder, texts[:5])
+    np.testing.assert_allclose(asked, embedder.encode_queries(texts[:5]), atol=1e-5)
+    np.testing.assert_allclose(
+        asked, embed_documents(embedder, [f"Find this: {text}" for text in texts[:5]]), atol=1e-5
+    )
+
+
+def test_an_interrupted_embedding_goes_on(embedder, texts, tmp_path, monkeypatch):
+    store = tmp_path / "vectors.npy"
+    whole = embed_documents(embedder, texts)
+    calls = []
+    pool = embedder.pooling
+
+    def failing(*arguments):
+        calls.append(1)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return pool(*arguments)
+
+    monkeypatch.setattr(embedder, "pooling", failing)
+    with pytest.raises(KeyboardInterrupt):
+        embed_documents(embedder, texts, store)
+    done = (~np.isnan(np.load(store)).any(1)).sum()
+    assert 0 < done < len(texts)
+    np.testing.assert_allclose(embed_documents(embedder, texts, store), whole, atol=1e-5)
+    before = len(calls)
+    embed_documents(embedder, texts, store)
+    assert len(calls) == before  # nothing is computed again
+
+
+def test_a_store_of_other_texts_is_refused(embedder, texts, tmp_path):
+    embed_documents(embedder, texts[:2], tmp_path / "v.npy")
+    with pytest.raises(ValueError, match="delete it"):
+        embed_documents(embedder, texts[:3], tmp_path / "v.npy")
+
+
+def test_bad_input_to_the_embedder_is_named(embedder):
+    assert embed_documents(embedder, []).shape == (0, 384)
+    with pytest.raises(TypeError, match=r"texts\[1\] is NoneType"):
+        embed_documents(embedder, ["a", None])
+    with pytest.raises(ValueError, match="Unknown pooling 'max'"):
+        load_embedder(minilm_path(), pooling="max")
+
+
+@given(st.lists(st.integers(0, 300), max_size=80), st.integers(1, 600))
+def test_batches_hold_every_text_once_and_keep_the_budget(lengths, budget):
+    batches = token_batches(lengths, budget)
+    assert sorted(i for batch in batches for i in batch) == list(range(len(lengths)))
+    for batch in batches:
+        assert len(batch) == 1 or len(batch) * max(lengths[i] for i in batch) <= budget
+
+
+# Indexing ---------------------------------------------------------------------------------
+
+
+@settings(max_examples=30, deadline=None)
+@given(st.integers(0, 10_000), st.integers(1, 30))
+def test_flat_search_is_brute_force(seed, k):
+    rng = np.random.default_rng(seed)
+    vectors = rng.normal(size=(30, 8)).astype(np.float32)
+    queries = rng.normal(size=(4, 8)).astype(np.float32)
+    ids = [f"d{i}" for i in range(30)]
+    run = build_index(vectors, ids).search(["a", "b", "c", "d"], queries, k)
+    exact = queries @ vectors.T
+    for row, (_, documents, scores) in enumerate(run):
+        assert documents.tolist() == [ids[i] for i in np.argsort(-exact[row])[:k]]
+        np.testing.assert_allclose(scores, np.sort(exact[row])[::-1][:k], rtol=1e-5, atol=1e-5)
+
+
+def test_an_index_survives_the_disk(tmp_path):
+    vectors = np.eye(4, dtype=np.float32)
+    index = build_index(vectors, list("abcd"))
+    index.save(tmp_path / "index")
+    loaded = DenseIndex.load(tmp_path / "index")
+    assert loaded.search(["q"], vectors[2:3], 1).top("q") == [("c", 1.0)]
+    (tmp_path / "index" / "doc_ids.json").write_text('["a"]')
+    with pytest.raises(ValueError, match="4 vectors, but 1 document ids"):
+        DenseIndex.load(tmp_path / "index")
+    with pytest.raises(FileNotFoundError, match=r"holds no index.faiss"):
+        DenseIndex.load(tmp_path)
+
+
+def test_faiss_minus_one_never_becomes_a_document():
+    rng = np.random.default_rng(0)
+    vectors = rng.normal(size=(64, 8)).astype(np.float32)
+    ids = [f"d{i}" for i in range(64)]
+    index = build_index(vectors, ids, "IVF16,Flat")  # looks into one of 16 cells: finds few
+    raw = index.faiss_index.search(vectors[:1], 40)[1][0]
+    assert (raw == -1).any()
+    found = index.search(["q"], vectors[:1], 40).top("q", 40)
+    assert len(found) == (raw >= 0).sum()
+    assert {document for document, _ in found} == {ids[i] for i in raw if i >= 0}
+
+
+@pytest.mark.parametrize(
+    ("vectors", "ids", "sentence"),
+    [
+        (np.zeros((0, 3)), [], "vectors is empty"),
+        (np.eye(2), ["a", "a"], "an id twice"),
+        (np.eye(2), ["a"], r"shape \(2, 2\), expected \(1, d\)"),
+        (np.array([[1.0, np.nan]]), ["a"], r"vectors\[0\] holds NaN"),
+    ],
+)
+def test_what_cannot_be_indexed_is_refused(vectors, ids, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        build_index(vectors, ids)
+
+
+def test_a_search_that_cannot_be_is_refused():
+    index = build_index(np.eye(3), ["a", "b", "c"])
+    with pytest.raises(ValueError, match="k is 4, but the index holds 3 documents"):
+        index.search(["q"], np.ones((1, 3)), 4)
+    with pytest.raises(ValueError, match="2 dimensions, the index 3"):
+        index.search(["q"], np.ones((1, 2)), 1)
+    with pytest.raises(ValueError, match=r"query_vectors\[0\] holds NaN"):
+        index.search(["q"], np.full((1, 3), np.nan), 1)
+
+
+# Reranking --------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def pairs(collection, texts):
+    queries = list(collection.queries.values())
+    long = " ".join(["overflow"] * 300)
+    pairs = [(query, text) for query in queries[:4] for text in texts]
+    return [*pairs, (long, texts[0]), (queries[0], long), ("?!", 'naïve "quoted" don\'t ')]
+
+
+def test_scores_are_those_of_compute_score(reranker, pairs):
+    theirs = reranker.compute_score([list(pair) for pair in pairs], batch_size=8)
+    assert np.std(theirs) > 0.01
+    np.testing.assert_allclose(score_pairs(reranker, pairs), theirs, atol=1e-4)
+
+
+def test_scores_do_not_depend_on_the_company(reranker, pairs):
+    whole = score_pairs(reranker, pairs)
+    alone = [score_pairs(reranker, [pair])[0] for pair in pairs[:5]]
+    np.testing.assert_allclose(whole[:5], alone, atol=1e-5)
+
+
+def test_bad_pairs_are_named(reranker):
+    assert score_pairs(reranker, []).shape == (0,)
+    with pytest.raises(TypeError, match=r"documents\[1\] is float"):
+        score_pairs(reranker, [("a", "b"), ("a", 3.0)])
+
+
+def test_a_score_that_is_no_number_names_its_pair(tiny_reranker_folder, tmp_path):
+    broken = load_reranker(tiny_reranker_folder, device="cpu")
+    broken.model.classifier.bias.data.fill_(float("nan"))
+    for cache in (None, ScoreCache(tmp_path / "scores.txt")):
+        with pytest.raises(ValueError, match="'what' and document 'this' is not a finite"):
+            score_pairs(broken, [("what", "this")], cache)
+    assert not (tmp_path / "scores.txt").exists()
+
+
+def test_only_the_first_candidates_move(collection, reranker):
+    ids = list(collection.documents)[:30]
+    queries = list(collection.queries)
+    first = Run.from_lists(queries, [ids] * len(queries), [np.linspace(1, 0, 30)] * len(queries))
+    again = [
+        rerank(first, collection.queries, collection.documents, reranker, depth=10)
+        for _ in range(2)
+    ]
+    assert (again[0].doc_ids == again[1].doc_ids).all()
+    for (query, before, _), (_, after, scores) in zip(first, again[0], strict=True):
+        assert set(after[:10]) == set(before[:10])
+        assert after[10:].tolist() == before[10:].tolist()
+        pairs = [[collection.queries[query], collection.documents[d]] for d in after[:10]]
+        expected = reranker.compute_score(pairs)
+        np.testing.assert_allclose(scores[:10], expected, atol=1e-4)
+
+
+def test_equal_pairs_are_scored_once_and_an_interrupted_run_goes_on(
+    reranker, tmp_path, monkeypatch
+):
+    pairs = [(f"query {i % 3}", f"document {i % 40} " + "word " * (i % 40)) for i in range(200)]
+    seen, forward = [], reranker.model.forward
+
+    def counting(**inputs):
+        if len(seen) == 2:
+            seen.append(0)
+            raise KeyboardInterrupt
+        seen.append(len(inputs["input_ids"]))
+        return forward(**inputs)
+
+    monkeypatch.setattr(reranker.model, "forward", counting)
+    path = tmp_path / "scores.txt"
+    with pytest.raises(KeyboardInterrupt):
+        score_pairs(reranker, pairs, ScoreCache(path))
+    with path.open("a") as stream:
+        stream.write("0123456789abcdef0123456789abcdef 1.")  # a line cut short by the interrupt
+    scores = score_pairs(reranker, pairs, ScoreCache(path))
+    assert sum(seen) == len(set(pairs)) == 120
+    monkeypatch.undo()
+    np.testing.assert_allclose(scores, score_pairs(reranker, pairs), atol=1e-5)
+
+
+@pytest.mark.parametrize("depth", [0, 4])
+def test_a_depth_the_run_has_not_is_refused(reranker, depth):
+    run = Run.from_lists(["q"], [["a", "b", "c"]], [[3, 2, 1]])
+    with pytest.raises(ValueError, match=f"depth is {depth}, but the run holds 3"):
+        rerank(run, {"q": "x"}, {"a": "x", "b": "y", "c": "z"}, reranker, depth)
+
+
+def test_a_candidate_without_text_is_named(reranker):
+    run = Run.from_lists(["q"], [["a", "b"]], [[2, 1]])
+    with pytest.raises(KeyError, match="document 'b', which has no text"):
+        rerank(run, {"q": "x"}, {"a": "x"}, reranker, 2)
+
+
+def test_an_embedder_is_no_reranker():
+    with pytest.raises(ValueError, match=r"no trained scoring head \(BertModel\)"):
+        load_reranker(minilm_path())
+
+
+def test_a_head_that_is_named_but_not_in_the_weights_is_refused(tiny_reranker_folder, tmp_path):
+    import shutil
+
+    from safetensors.numpy import load_file, save_file
+
+    folder = shutil.copytree(tiny_reranker_folder, tmp_path / "headless")
+    weights = load_file(folder / "model.safetensors")
+    kept = {k: v for k, v in weights.items() if not k.startswith("classifier")}
+    save_file(kept, folder / "model.safetensors", metadata={"format": "pt"})
+    with pytest.raises(ValueError, match="no trained scoring head"):
+        load_reranker(folder)
+
+
+def test_a_classifier_of_several_classes_is_no_reranker(tmp_path):
+    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=16,
+        num_hidden_layers=1,
+        num_attention_heads=1,
+        intermediate_size=16,
+        num_labels=3,
+    )
+    BertForSequenceClassification(config).save_pretrained(tmp_path)
+    AutoTokenizer.from_pretrained(minilm_path()).save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="gives 3 numbers"):
+        load_reranker(tmp_path)
+
+
+# Fusion -----------------------------------------------------------------------------------
+
+
+def two_runs():
+    first = Run.from_lists(["q"], [["a", "b", "c", "d"]], [[4.0, 3.0, 2.0, 1.0]])
+    second = Run.from_lists(["q"], [["c", "b", "a", "d"]], [[9.0, 1.0, 0.0, -5.0]])
+    return first, second
+
+
+def test_the_ends_of_the_mix_are_the_two_orders():
+    first, second = two_runs()
+    assert interpolate(first, second, 0.0, 3).doc_ids[0].tolist() == ["a", "b", "c", "d"]
+    assert interpolate(first, second, 1.0, 3).doc_ids[0].tolist() == ["c", "b", "a", "d"]
+
+
+def test_the_mix_is_of_standardised_scores():
+    first, second = two_runs()
+    mixed = dict(interpolate(first, second, 0.25, 3).top("q", 3))
+    old = (np.array([4, 3, 2]) - 3) / np.std([4, 3, 2])
+    new = (np.array([0, 1, 9]) - 10 / 3) / np.std([0, 1, 9])
+    for document, value in zip("abc", 0.75 * old + 0.25 * new, strict=True):
+        assert mixed[document] == pytest.approx(value, rel=1e-6)
+
+
+def test_runs_that_do_not_fit_are_refused():
+    first, second = two_runs()
+    with pytest.raises(ValueError, match=r"weight is 1.5"):
+        interpolate(first, second, 1.5, 3)
+    with pytest.raises(ValueError, match="first 2 candidates of query 'q' differ"):
+        interpolate(first, second, 0.5, 2)
+    other = Run.from_lists(["x"], [["a"]], [[1]])
+    with pytest.raises(ValueError, match="different queries"):
+        interpolate(first, other, 0.5, 1)
