@@ -58,14 +58,24 @@ def build_parser() -> argparse.ArgumentParser:
 def chosen_profile(options: argparse.Namespace) -> Profile:
     """The profile, changed by what the command line says.
 
+    Another embedder brings its own pooling, and no instruction unless one is given.
+
     Raises:
-        ValueError: both a profile and a collection, or an unknown profile.
+        ValueError: both a profile and a collection, an unknown profile, or another embedder
+            without its pooling.
     """
     if options.collection and options.profile:
         raise ValueError("Give --profile or --collection, not both.")
     name = f"beir:{options.collection}" if options.collection else options.profile
     names = ("split", "embedder", "pooling", "instruction", "reranker", "max_length", "depth")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
+    if options.embedder:
+        if not options.pooling:
+            raise ValueError(
+                "Give --pooling with --embedder, because the wrong one ranks badly without a "
+                "sign of it: cls for BGE models, mean for MiniLM and its like."
+            )
+        changes.setdefault("instruction", None)
     if options.queries is not None:
         changes["queries"] = options.queries or None
     return replace(get_profile(name), **changes)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -37,6 +39,9 @@ def load_embedder(
         max_length: tokens after which a text is cut, for queries and documents.
         device: "cpu", "cuda:0" ...; by default a GPU if there is one.
 
+    Warns:
+        UserWarning: the model's own configuration names another pooling.
+
     Raises:
         ValueError: unknown pooling.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
@@ -44,6 +49,7 @@ def load_embedder(
     if pooling not in POOLINGS:
         raise ValueError(f"Unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}.")
     found = find_model(name_or_path)
+    _warn_of_other_pooling(Path(found), pooling)
     from FlagEmbedding import FlagModel
 
     device = device or best_device()
@@ -56,6 +62,20 @@ def load_embedder(
         query_max_length=max_length,
         passage_max_length=max_length,
     )
+
+
+def _warn_of_other_pooling(folder: Path, pooling: str) -> None:
+    """Compare with what sentence-transformers stores beside many models."""
+    stored = folder / "1_Pooling" / "config.json"
+    if not stored.exists():
+        return
+    settings = json.loads(stored.read_text(encoding="utf-8"))
+    own = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
+    if not settings.get(own[pooling], True):
+        warnings.warn(
+            f"{folder.name} was not made for {pooling!r} pooling, by its 1_Pooling/config.json.",
+            stacklevel=3,
+        )
 
 
 def embed_documents(

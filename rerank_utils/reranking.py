@@ -36,7 +36,8 @@ def load_reranker(
         FileNotFoundError, ConnectionError: see `hub.find_model`.
     """
     found = find_model(name_or_path)
-    if Path(found).is_dir():
+    local = Path(found).is_dir()
+    if local:
         _require_head(Path(found))
     from FlagEmbedding import FlagReranker
 
@@ -44,6 +45,8 @@ def load_reranker(
     reranker = FlagReranker(
         found, use_fp16=device.startswith("cuda"), devices=device, max_length=max_length
     )
+    if not local:  # it is in the hub's cache now
+        _require_head(Path(find_model(name_or_path)))
     if reranker.model.config.num_labels != 1:
         raise ValueError(
             f"{name_or_path} gives {reranker.model.config.num_labels} numbers for a pair, a "

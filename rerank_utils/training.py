@@ -47,7 +47,7 @@ class Recipe:
     teacher_batch: int = 32
     teacher_rate: float = 5e-5
     temperature: float = 0.05
-    steps: int = 2600
+    steps: int = 2000
     queries_per_step: int = 4
     reports_per_step: int = 2
     group: int = 12
@@ -224,7 +224,7 @@ class Trainer:
     # Stages 2 and 3 ----------------------------------------------------------------------
 
     def train(self, teacher: np.ndarray):
-        """Train the adapter; every 200 steps the state is saved, and resumed from if found."""
+        """Train the adapter; every 100 steps the state is saved, and resumed from if found."""
         from peft import LoraConfig, get_peft_model
 
         recipe = self.recipe
@@ -256,7 +256,7 @@ class Trainer:
                 with (self.output / "log.jsonl").open("a") as log:
                     log.write(json.dumps({"step": step + 1, "distil": distil, "label": label}))
                     log.write("\n")
-            if (step + 1) % 200 == 0:
+            if (step + 1) % 100 == 0:
                 self._save(step + 1, parts, rng)
         return model
 
@@ -299,7 +299,7 @@ class Trainer:
         encoded = self.tokenizer(
             [query for query, _ in pairs],
             [document for _, document in pairs],
-            truncation="only_second",
+            truncation="longest_first",  # a few sentences alone are longer than the window
             max_length=max_length,
         )
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])

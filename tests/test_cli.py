@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from rerank_utils.__main__ import main
+from rerank_utils.__main__ import build_parser, chosen_profile, main
 from rerank_utils.collection import read_qrels
 from rerank_utils.evaluation import evaluate
 from rerank_utils.profiles import BGE_INSTRUCTION, get_profile, locate
@@ -60,7 +60,8 @@ def test_the_output_folder_can_be_chosen(
         (["--profile", "offline", "--collection", "x"], "not both"),
         (["--depth", "5000"], "The depth is 5000, but 'cwe' holds 938 documents"),
         (["--split", "train2"], "no split 'train2'"),
-        (["--embedder", "no/such/folder"], "no model folder 'no/such/folder'"),
+        (["--embedder", "no/such/folder", "--pooling", "cls"], "no model folder 'no/such/folder'"),
+        (["--embedder", "BAAI/bge-small-en-v1.5"], "Give --pooling with --embedder"),
         (["--reranker", "packaged:x"], "Unknown model 'packaged:x'"),
         (["--profile", "msmarco"], "offline profile"),
     ],
@@ -121,6 +122,14 @@ def test_the_msmarco_profile_is_the_guide():
     profile = get_profile("msmarco")
     assert profile.reranker == "BAAI/bge-reranker-large" and profile.pooling == "cls"
     assert profile.instruction == BGE_INSTRUCTION and BGE_INSTRUCTION.endswith(": ")
+
+
+def test_another_embedder_takes_no_instruction_from_the_profile():
+    options = build_parser().parse_args(
+        ["--profile", "msmarco", "--embedder", "x", "--pooling", "mean"]
+    )
+    profile = chosen_profile(options)
+    assert (profile.embedder, profile.pooling, profile.instruction) == ("x", "mean", None)
 
 
 def test_an_unknown_profile_is_refused():

@@ -30,6 +30,7 @@ ROOMS = {
     "evaluation": NOUNS,
     "plotting": NOUNS | {"evaluation"},
     "bundled": set(),
+    "checks": set(),
     "training": {"bundled", "cwe"},
     "profiles": {"bundled", "collection", "loaders"},
 }

@@ -53,6 +53,11 @@ def test_vectors_are_those_of_flagmodel(embedder, texts):
     np.testing.assert_allclose(embed_documents(embedder, texts), embedder.encode(texts), atol=1e-5)
 
 
+def test_a_pooling_the_model_was_not_made_for_is_said():
+    with pytest.warns(UserWarning, match="not made for 'cls' pooling"):
+        load_embedder(minilm_path(), "cls", device="cpu")
+
+
 def test_the_instruction_goes_before_queries_only(texts):
     embedder = load_embedder(minilm_path(), "mean", "Find this: ", 256, "cpu")
     asked = embed_queries(embedder, texts[:5])

@@ -1,0 +1,129 @@
+"""The lines a reader copies: the same in README and notebook, and right."""
+
+import re
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import pytest
+
+from rerank_utils import checks
+from rerank_utils.bundled import minilm_path
+from rerank_utils.checks import check_metrics, expected_ranges
+from rerank_utils.cwe import load_cwe
+from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
+from rerank_utils.evaluation import evaluate
+from rerank_utils.indexing import build_index
+from rerank_utils.reranking import load_reranker, rerank
+
+ROOT = Path(__file__).parent.parent
+NOTEBOOK = ROOT / "notebooks" / "00_quickstart.ipynb"
+
+
+def code_to_copy() -> str:
+    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+
+
+@pytest.fixture(scope="module")
+def cells():
+    return nbformat.read(NOTEBOOK, as_version=4).cells
+
+
+def test_readme_and_notebook_show_the_same_lines(cells):
+    assert any(code_to_copy() in cell.source for cell in cells)
+
+
+def test_the_lines_run_and_give_what_the_helpers_give(tiny_reranker_folder):
+    """The literal code with local folders for the names; CLS pooling is FlagModel's default."""
+    collection = load_cwe().split("dev", 3)
+    corpus, queries = list(collection.documents.values())[:60], list(collection.queries.values())
+    code = code_to_copy()
+    for name, folder in (
+        ("BAAI/bge-base-en-v1.5", minilm_path()),
+        ("BAAI/bge-reranker-large", tiny_reranker_folder),
+    ):
+        assert code.count(f'"{name}"') == 1
+        code = code.replace(f'"{name}"', repr(str(folder)))
+    scope = {"corpus": corpus, "queries": queries}
+    exec(code, scope)
+
+    instruction = scope["instruction"]
+    with pytest.warns(UserWarning, match="not made for 'cls'"):
+        embedder = load_embedder(minilm_path(), "cls", instruction, 512, "cpu")
+    names = list(collection.documents)[:60]
+    index = build_index(embed_documents(embedder, corpus), names)
+    first = index.search(list(collection.queries), embed_queries(embedder, queries), 50)
+    reranker = load_reranker(tiny_reranker_folder, 512, "cpu")
+    after = rerank(first, collection.queries, collection.documents, reranker, 50)
+    theirs = [[names[i] for i in row] for row in scope["reranked"]]
+    # FlagModel rounds to half precision (use_fp16), so a near tie at rank 50 may differ
+    for ours, other in zip(after.doc_ids.tolist(), theirs, strict=True):
+        assert np.mean([a == b for a, b in zip(ours[:10], other[:10], strict=True)]) >= 0.8
+        assert len(set(ours) & set(other)) >= 48
+
+
+def test_recall_and_mrr_of_the_notebook_are_those_of_the_helper(cells):
+    """The tagged cell, on random rankings, against `evaluate`."""
+    from rerank_utils.run import Run
+
+    taught = [c.source for c in cells if "taught:recall" in c.metadata.get("tags", [])]
+    assert len(taught) == 1
+    rng = np.random.default_rng(0)
+    ids = np.array([rng.permutation(200)[:50] for _ in range(30)])
+    relevant = [set(rng.permutation(200)[: rng.integers(1, 6)].tolist()) for _ in range(30)]
+    scope = {"np": np, "relevant": relevant}
+    exec(taught[0], scope)
+    hits = np.array([np.isin(row, list(wanted)) for row, wanted in zip(ids, relevant, strict=True)])
+    names = [[f"d{i}" for i in row] for row in ids]
+    run = Run.from_lists([f"q{i}" for i in range(30)], names, [range(50, 0, -1)] * 30)
+    qrels = {f"q{i}": {f"d{d}": 1 for d in wanted} for i, wanted in enumerate(relevant)}
+    ours = evaluate(run, qrels, ["R@10", "RR@10"])
+    assert scope["recall_at"](hits, 10) == pytest.approx(ours.mean("R@10"))
+    assert scope["mrr_at"](hits, 10) == pytest.approx(ours.mean("RR@10"))
+
+
+def test_outputs_are_there_and_clean(cells):
+    for cell in cells:
+        if cell.cell_type != "code":
+            continue
+        assert cell.execution_count, "a cell was never run: make notebooks"
+        for output in cell.outputs:
+            assert output.output_type != "error"
+            assert output.get("name") != "stderr"
+
+
+def ranges():
+    return expected_ranges("offline", "00_quickstart")
+
+
+def test_the_notebook_says_that_reranking_helps():
+    low, _ = ranges()["MRR@10 gain"]
+    assert low > 0
+
+
+@pytest.mark.parametrize("metric", sorted(ranges()))
+@pytest.mark.parametrize("end", [0, 1])
+def test_every_range_can_fail(metric, end):
+    values = {name: sum(bounds) / 2 for name, bounds in ranges().items()}
+    check_metrics("offline", "00_quickstart", values)
+    low, high = ranges()[metric]
+    assert high - low <= 0.03
+    outside = {**values, metric: (low - 0.001, high + 0.001)[end]}
+    with pytest.raises(AssertionError, match=re.escape(metric)):
+        check_metrics("offline", "00_quickstart", outside)
+    with pytest.raises(AssertionError, match=re.escape(metric)):
+        check_metrics("offline", "00_quickstart", {**values, metric: float("nan")})
+
+
+def test_a_missing_or_unknown_metric_fails():
+    values = {name: sum(bounds) / 2 for name, bounds in ranges().items()}
+    with pytest.raises(AssertionError, match="do not match: new"):
+        check_metrics("offline", "00_quickstart", {**values, "new": 0.5})
+    first = values.popitem()[0]
+    with pytest.raises(AssertionError, match=re.escape(first)):
+        check_metrics("offline", "00_quickstart", values)
+
+
+def test_a_profile_without_ranges_says_so():
+    assert "nothing was checked" in check_metrics("msmarco", "00_quickstart", {"x": 1.0})
+    assert checks.RANGES_FILE.endswith(".toml")
