@@ -26,6 +26,8 @@ evaluate: setup       ## the full test split: the table of the README
 
 reranker: setup       ## train the bundled reranker again (hours on two cores)
 	$(BIN)/python -m rerank_utils.training --output artifacts/training
+	$(BIN)/python -m rerank_utils --reranker artifacts/training/merged --split dev --queries 0 \
+	    --output artifacts/training
 
 setup: .venv/.installed
 

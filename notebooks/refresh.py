@@ -9,7 +9,7 @@ import nbformat
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
-PROGRESS = re.compile(r"\d+%\||it/s|text/s|\?it|\?text")
+PROGRESS = re.compile(r"\d+%\||it/s|\d/s|\?it|\?/s")
 
 
 def without_progress_bars(cell: dict) -> dict:

@@ -53,7 +53,7 @@ def run_batches(
         tokenizer: pads them.
         device: "cpu", "cuda:0" ...
         forward: from a padded batch (tensors of shape (rows, tokens)) to (rows, ...) outputs.
-        desc: label of the progress bar, which counts texts.
+        desc: label of the progress bar, which counts rows of `encoded`.
         keep: called after each batch with its positions and outputs, so that an interrupted
             run loses one batch and no more.
 
@@ -61,12 +61,12 @@ def run_batches(
         (len(encoded), ...) float32 in the order of `encoded`.
     """
     import torch
-    from tqdm.auto import tqdm
+    from tqdm import tqdm
 
     lengths = [len(row["input_ids"]) for row in encoded]
     budget = CPU_TOKENS if str(device).startswith("cpu") else GPU_TOKENS
     outputs: list[tuple[np.ndarray, np.ndarray]] = []
-    with torch.inference_mode(), tqdm(total=len(encoded), desc=desc, unit="text") as bar:
+    with torch.inference_mode(), tqdm(total=len(encoded), desc=desc, unit="") as bar:
         for positions in token_batches(lengths, budget):
             rows = {name: [encoded[i][name] for i in positions] for name in encoded[0]}
             padded = tokenizer.pad(rows, return_tensors="pt").to(device)

@@ -31,20 +31,17 @@ def plot_before_after(before: Evaluation, after: Evaluation, title: str = "") ->
     axes.scatter(first, rows, s=70, color=BEFORE, label=before.name, zorder=3)
     axes.scatter(second, rows, s=70, color=AFTER, label=after.name, zorder=3)
     for row, old, new in zip(rows, first, second, strict=True):
-        side = 1 if new >= old else -1
         axes.annotate(
             f"{new:.3f} ({new - old:+.3f})",
-            (new, row),
-            xytext=(10 * side, 0),
+            (max(old, new), row),
+            xytext=(10, 0),
             textcoords="offset points",
-            ha="left" if side > 0 else "right",
             va="center",
         )
     axes.set_yticks(rows, measures)
     axes.set_ylim(-0.7, len(measures) - 0.3)
-    low, high = min(first + second), max(first + second)
-    room = max(high - low, 0.1)
-    axes.set_xlim(max(0, low - 0.35 * room), high + 0.55 * room)
+    axes.set_xlim(0, max(first + second) * 1.3 or 1)
+    axes.set_xticks([tick for tick in axes.get_xticks() if tick <= 1])
     axes.set_xlabel("mean over queries")
     axes.grid(axis="x", alpha=0.25)
     axes.spines[["top", "right", "left"]].set_visible(False)

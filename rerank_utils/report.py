@@ -17,9 +17,11 @@ from .__main__ import quiet_libraries
 from .evaluation import MEASURES, Comparison, Evaluation, compare, evaluate
 from .fusion import interpolate
 from .pipeline import ARTIFACTS, Result, run_pipeline
+from .plotting import plot_before_after
 from .profiles import OFFLINE
 
 WEIGHTS = np.round(np.arange(0.1, 1.0, 0.1), 1)
+FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 
 
@@ -36,8 +38,8 @@ def choose_weight(result: Result) -> tuple[float, dict[float, float]]:
     return max(scores, key=scores.__getitem__), scores
 
 
-def full_table() -> tuple[str, dict]:
-    """Run dev and test in full; return the table as Markdown, and all numbers."""
+def full_table() -> tuple[str, dict, Result]:
+    """Run dev and test in full; return the table as Markdown, all numbers, the test result."""
     dev, test = (
         run_pipeline(replace(OFFLINE, split=split, queries=None)) for split in ("dev", "test")
     )
@@ -64,7 +66,7 @@ def full_table() -> tuple[str, dict]:
         },
         "weight": weight,
     }
-    return _markdown(rows, len(test.collection.queries)), numbers
+    return _markdown(rows, len(test.collection.queries)), numbers, test
 
 
 def _markdown(rows: dict[str, Evaluation], queries: int) -> str:
@@ -107,17 +109,18 @@ def write_between_markers(path: Path, text: str) -> None:
 
 
 def main() -> int:
-    """Run, print, and write the table into README.md and the numbers beside the runs."""
+    """Run, print, and write table and figure of the README; to be called at the project's top."""
     quiet_libraries()
-    table, numbers = full_table()
+    table, numbers, test = full_table()
     print(f"\n{table}\n")
     folder = ARTIFACTS / "offline"
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "evaluation.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
-    readme = Path("README.md")
-    if readme.exists():
-        write_between_markers(readme, table)
-        print("written into README.md")
+    test.save(folder / "test")
+    write_between_markers(Path("README.md"), table)
+    title = f"{len(test.collection.queries)} vulnerability reports of the test split"
+    plot_before_after(test.before, test.after, title).savefig(FIGURE, dpi=120)
+    print(f"written: {folder / 'evaluation.json'}, README.md, {FIGURE}")
     return 0
 
 

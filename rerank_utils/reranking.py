@@ -163,7 +163,7 @@ def _score(
         return model(**inputs, return_dict=True).logits.view(-1)
 
     encoded = _tokenize(reranker, pairs)
-    return run_batches(encoded, reranker.tokenizer, device, forward, "rerank", keep)
+    return run_batches(encoded, reranker.tokenizer, device, forward, "rerank pairs", keep)
 
 
 def _require_finite(pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:

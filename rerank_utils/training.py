@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
-from tqdm.auto import tqdm
+from tqdm import tqdm
 
 from .bundled import MANIFEST, file_sha256, merge, minilm_path, untrained_reranker
 from .cwe import (
@@ -49,11 +49,11 @@ class Recipe:
     temperature: float = 0.05
     steps: int = 2000
     queries_per_step: int = 4
-    reports_per_step: int = 2
+    reports_per_step: int = 3
     group: int = 12
     random_negatives: int = 3
     mined_ranks: int = 60
-    rate: float = 1e-3
+    rate: float = 3e-4
     warmup: int = 100
     distil_only: float = 0.2
     label_weight: float = 0.5
@@ -62,6 +62,8 @@ class Recipe:
     late: float = 0.75
     rank: int = 64
     alpha: int = 32
+    save_every: int = 100
+    log_every: int = 50
 
 
 @dataclass(frozen=True)
@@ -142,6 +144,7 @@ class Trainer:
         }
         self.document_ids = list(self.documents)
         self.column = {document: i for i, document in enumerate(self.document_ids)}
+        self.log: list[dict] = []
 
     def run(self) -> None:
         """All stages; leaves the adapter, the log and the merged model in the folder."""
@@ -224,7 +227,7 @@ class Trainer:
     # Stages 2 and 3 ----------------------------------------------------------------------
 
     def train(self, teacher: np.ndarray):
-        """Train the adapter; every 100 steps the state is saved, and resumed from if found."""
+        """Train the adapter; the state is saved now and then, and resumed from if found."""
         from peft import LoraConfig, get_peft_model
 
         recipe = self.recipe
@@ -249,14 +252,14 @@ class Trainer:
         losses: list[tuple[float, float]] = []
         for step in bar:
             losses.append(self._train_step(step, rng, teacher, **parts))
-            if (step + 1) % 50 == 0:
+            if (step + 1) % recipe.log_every == 0:
                 distil, label = np.mean(losses, axis=0)
                 losses.clear()
                 bar.set_postfix(distil=f"{distil:.3f}", label=f"{label:.3f}")
-                with (self.output / "log.jsonl").open("a") as log:
-                    log.write(json.dumps({"step": step + 1, "distil": distil, "label": label}))
-                    log.write("\n")
-            if (step + 1) % 100 == 0:
+                self.log.append({"step": step + 1, "distil": distil, "label": label})
+                lines = "".join(json.dumps(row) + "\n" for row in self.log)
+                (self.output / "log.jsonl").write_text(lines)
+            if (step + 1) % recipe.save_every == 0:
                 self._save(step + 1, parts, rng)
         return model
 
@@ -321,7 +324,12 @@ class Trainer:
         state["model"] = {
             name: value for name, value in parts["model"].state_dict().items() if _trained(name)
         }
-        state |= {"step": step, "rng": rng.getstate(), "torch": torch.get_rng_state()}
+        state |= {
+            "step": step,
+            "log": self.log,
+            "rng": rng.getstate(),
+            "torch": torch.get_rng_state(),
+        }
         fresh = self.output / "state.tmp"
         torch.save(state, fresh)
         fresh.replace(self.output / "state.pt")  # the last good state stays if saving fails
@@ -335,6 +343,7 @@ class Trainer:
         parts["optimizer"].load_state_dict(state["optimizer"])
         parts["schedule"].load_state_dict(state["schedule"])
         rng.setstate(state["rng"])
+        self.log = state["log"]
         torch.set_rng_state(state["torch"])
         return state["step"]
 

@@ -28,7 +28,7 @@ ROOMS = {
     "reranking": NOUNS | TOOLS,
     "fusion": NOUNS,
     "evaluation": NOUNS,
-    "plotting": NOUNS | {"evaluation"},
+    "plotting": {"evaluation"},
     "bundled": set(),
     "checks": set(),
     "training": {"bundled", "cwe"},

@@ -1,0 +1,103 @@
+"""What the bundled reranker was trained on, and that training can be interrupted."""
+
+import numpy as np
+import pytest
+
+from rerank_utils import training
+from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
+from rerank_utils.training import Recipe, Trainer, training_queries
+
+SMALL = Recipe(
+    teacher_steps=1,
+    teacher_batch=4,
+    steps=4,
+    queries_per_step=2,
+    reports_per_step=1,
+    group=4,
+    random_negatives=1,
+    mined_ranks=20,
+    warmup=1,
+    distil_only=0.5,
+    max_length=32,
+    late_max_length=40,
+    rank=2,
+    save_every=2,
+    log_every=1,
+)
+
+
+@pytest.fixture(scope="module")
+def queries():
+    return training_queries()
+
+
+def test_nothing_held_out_takes_part(queries):
+    assert len(queries) > 4_000
+    assert {held_out(d) for query in queries for d in query.positives} == {"train"}
+    reports = {report.id: report for report in collect_reports(read_catalogue())}
+    splits = read_splits()
+    asked = [reports[q].text for side in ("dev", "test") for q in splits[side]]
+    assert not near_duplicates([query.text for query in queries], asked)
+
+
+def test_no_query_names_its_answer(queries):
+    assert not any("CWE-" in query.text for query in queries)
+
+
+@pytest.fixture
+def few_queries(monkeypatch, queries):
+    chosen = [q for q in queries if q.field == "report"][:30]
+    chosen += [q for q in queries if q.field != "report"][:30]
+    monkeypatch.setattr(training, "training_queries", lambda: chosen)
+
+
+def test_a_group_is_one_positive_and_true_negatives(few_queries, tmp_path):
+    import random
+
+    trainer = Trainer(SMALL, tmp_path)
+    scores = np.random.default_rng(0).normal(size=len(trainer.document_ids))
+    for number, query in enumerate(trainer.queries):
+        group = trainer._group(number, scores, random.Random(number))
+        names = [trainer.document_ids[column] for column in group]
+        assert len(set(names)) == SMALL.group
+        assert names[0] in query.positives
+        assert not set(names[1:]) & (query.positives | query.related)
+
+
+def test_an_interrupted_training_gives_the_same_model(few_queries, tmp_path, monkeypatch):
+    whole = Trainer(SMALL, tmp_path / "whole")
+    whole.run()
+    assert {"adapter", "bundle", "merged", "log.jsonl"} <= {
+        path.name for path in (tmp_path / "whole").iterdir()
+    }
+
+    broken = Trainer(SMALL, tmp_path / "broken")
+    step = broken._train_step
+    steps = []
+
+    def failing(number, *rest, **parts):
+        steps.append(number)
+        if len(steps) == 4:
+            raise KeyboardInterrupt
+        return step(number, *rest, **parts)
+
+    monkeypatch.setattr(broken, "_train_step", failing)
+    with pytest.raises(KeyboardInterrupt):
+        broken.run()
+    again = Trainer(SMALL, tmp_path / "broken")
+    again.run()
+    assert [row["step"] for row in again.log] == [1, 2, 3, 4]
+    for ours, theirs in zip(again.log, whole.log, strict=True):
+        assert ours == pytest.approx(theirs, rel=1e-4)
+    weights = [
+        training_weights(tmp_path / name / "bundle" / "adapter_model.safetensors")
+        for name in ("whole", "broken")
+    ]
+    for name, value in weights[0].items():
+        np.testing.assert_allclose(value, weights[1][name], atol=1e-3, err_msg=name)
+
+
+def training_weights(path):
+    from safetensors.numpy import load_file
+
+    return load_file(path)
