@@ -7,7 +7,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from .profiles import Profile, get_profile
+from .hub import quiet_libraries
+from .profiles import PACKAGED_RERANKER, Profile, get_profile
 
 DESCRIPTION = """\
 Two-stage retrieval from end to end: embed a corpus, search it with FAISS, rerank the first hits
@@ -20,8 +21,12 @@ examples:
   python -m rerank_utils
   python -m rerank_utils --split test --queries 0
   python -m rerank_utils --profile msmarco
-  python -m rerank_utils --collection my_data --embedder BAAI/bge-base-en-v1.5 --pooling cls \\
-      --reranker BAAI/bge-reranker-base --depth 20
+  python -m rerank_utils --collection my_data --depth 20 --max-length 512 \\
+      --embedder BAAI/bge-base-en-v1.5 --pooling cls --reranker BAAI/bge-reranker-base \\
+      --instruction "Represent this sentence for searching relevant passages: "
+
+The offline profile takes the first 100 dev queries, reranks 50 candidates of each and cuts texts
+at 256 tokens; msmarco cuts at 512. Your own data: all queries of the split "test".
 """
 
 
@@ -89,25 +94,20 @@ def main(arguments: list[str] | None = None) -> int:
         quiet_libraries()
         from .pipeline import ARTIFACTS, run_pipeline
 
+        if profile.reranker == PACKAGED_RERANKER and options.collection:
+            print("note: the packaged reranker knows vulnerability reports only; see --reranker")
         result = run_pipeline(profile)
-    except (ValueError, OSError, KeyError, TypeError) as error:
-        print(f"error: {error.args[-1] if error.args else error}", file=sys.stderr)
-        return 2
+        files = result.save(options.output or ARTIFACTS / profile.folder_name)
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again: it goes on from here.", file=sys.stderr)
         return 130
+    except (ValueError, OSError, ImportError, KeyError) as error:
+        sentence = error.args[0] if isinstance(error, KeyError) else error
+        print(f"error: {sentence}", file=sys.stderr)
+        return 2
     print(f"\n{result.table()}\n")
-    folder = options.output or ARTIFACTS / profile.folder_name
-    print("written:", *(f"  {path}" for path in result.save(folder)), sep="\n")
+    print("written:", *(f"  {path}" for path in files), sep="\n")
     return 0
-
-
-def quiet_libraries() -> None:
-    """No bars or notes from the libraries: each stage shows one bar of its own."""
-    from transformers.utils import logging
-
-    logging.set_verbosity_error()
-    logging.disable_progress_bar()
 
 
 if __name__ == "__main__":

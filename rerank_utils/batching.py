@@ -90,6 +90,17 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def check_max_length(max_length: int, config: Any) -> None:
+    """Raise ValueError if a model of this configuration cannot read `max_length` tokens."""
+    positions = getattr(config, "max_position_embeddings", max_length)
+    if config.model_type in ("roberta", "xlm-roberta"):  # their positions start after padding
+        positions -= config.pad_token_id + 1
+    if not 8 <= max_length <= positions:
+        raise ValueError(
+            f"max_length is {max_length}: this model reads from 8 to {positions} tokens."
+        )
+
+
 def check_texts(texts: Sequence[str], argument: str) -> None:
     """Raise TypeError at the first text that is not a string, naming its position."""
     for position, text in enumerate(texts):

@@ -96,7 +96,10 @@ def _is_whole(folder: Path) -> bool:
     """Whether the merged folder holds the weights that were written there."""
     try:
         expected = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
-        return all(file_sha256(folder / name) == digest for name, digest in expected.items())
+        needed = {WEIGHTS, "config.json", "tokenizer.json"}
+        return needed <= expected.keys() and all(
+            file_sha256(folder / name) == digest for name, digest in expected.items()
+        )
     except (OSError, ValueError, AttributeError):
         return False
 

@@ -16,9 +16,12 @@ def expected_ranges(profile: str, notebook: str) -> dict[str, tuple[float, float
         profile: such as "offline".
         notebook: file name without ending, such as "00_quickstart".
     """
-    text = (files(__package__) / RANGES_FILE).read_text(encoding="utf-8")
-    rows = tomllib.loads(text).get(profile, {}).get(notebook, {})
+    rows = _table().get(profile, {}).get(notebook, {})
     return {metric: (float(low), float(high)) for metric, (low, high) in rows.items()}
+
+
+def _table() -> dict:
+    return tomllib.loads((files(__package__) / RANGES_FILE).read_text(encoding="utf-8"))
 
 
 def check_metrics(profile: str, notebook: str, metrics: Mapping[str, float]) -> str:
@@ -33,12 +36,14 @@ def check_metrics(profile: str, notebook: str, metrics: Mapping[str, float]) -> 
         One line a metric, to print.
 
     Raises:
-        AssertionError: a value outside its range (NaN is outside), a metric without a range or
-            a range without a metric.
+        AssertionError: the profile has ranges but this notebook none, a value is outside its
+            range (as NaN is), or a metric has no range or a range no metric.
     """
+    if profile not in _table():
+        return f"No ranges are recorded for the profile {profile!r}: nothing was checked."
     ranges = expected_ranges(profile, notebook)
     if not ranges:
-        return f"No ranges are recorded for the profile {profile!r}: nothing was checked."
+        raise AssertionError(f"{RANGES_FILE} has no ranges for {profile}, {notebook!r}.")
     if ranges.keys() != metrics.keys():
         odd = ", ".join(sorted(ranges.keys() ^ metrics.keys()))
         raise AssertionError(f"Metrics and ranges of {notebook} do not match: {odd}.")

@@ -3,7 +3,7 @@
 MITRE's Common Weakness Enumeration lists, under each weakness, observed examples: one-sentence
 reports of real vulnerabilities that a person filed there. The catalogue comes with the package
 `cwe2` as XML, so nothing is downloaded. The rules that turn it into a collection are below,
-one function each; the notebooks and the README tell why.
+one function each.
 """
 
 from __future__ import annotations
@@ -74,6 +74,11 @@ class Weakness:
     reports: tuple[tuple[str, str], ...]
     passages: dict[str, tuple[str, ...]]
 
+    @property
+    def document(self) -> str:
+        """The text that is searched: name, description, extended description."""
+        return f"{self.name}. {self.text}"
+
 
 @dataclass(frozen=True)
 class Report:
@@ -108,7 +113,7 @@ def load_cwe() -> Collection:
     qrels: Qrels = {query: {d: 1 for d in sorted(reports[query].weaknesses)} for query in kept}
     return Collection(
         name="cwe",
-        documents={w.id: f"{w.name}. {w.text}" for w in weaknesses},
+        documents={w.id: w.document for w in weaknesses},
         queries={query: reports[query].text for query in kept},
         qrels=qrels,
         splits=splits,
@@ -223,9 +228,8 @@ def split_by_weakness(reports: list[Report]) -> dict[str, list[str]]:
     """Split the reports so that no weakness of one side is an answer on another.
 
     A report belongs to a side if all its weaknesses do; a report with weaknesses on several
-    sides is dropped. Then reports that describe one event (`linked_reports`) are kept on one
-    side: the training report goes where a linked one is dev or test, the dev report where a
-    linked one is test.
+    sides is dropped. Of two reports that describe one event (`linked_reports`) and stand on
+    different sides, one is dropped as well: the one in training, or of dev and test that in dev.
 
     Returns:
         "train", "dev", "test" -> query ids in the order of `reports`.

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .batching import Keep, best_device, check_texts, run_batches
+from .batching import Keep, best_device, check_max_length, check_texts, run_batches
 from .hub import find_model
 
 if TYPE_CHECKING:
@@ -40,10 +40,10 @@ def load_embedder(
         device: "cpu", "cuda:0" ...; by default a GPU if there is one.
 
     Warns:
-        UserWarning: the model's own configuration names another pooling.
+        UserWarning: a 1_Pooling/config.json beside the model names another pooling.
 
     Raises:
-        ValueError: unknown pooling.
+        ValueError: unknown pooling, or a length the model cannot read.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
     """
     if pooling not in POOLINGS:
@@ -53,7 +53,7 @@ def load_embedder(
     from FlagEmbedding import FlagModel
 
     device = device or best_device()
-    return FlagModel(
+    embedder = FlagModel(
         found,
         pooling_method=pooling,
         query_instruction_for_retrieval=instruction,
@@ -62,6 +62,8 @@ def load_embedder(
         query_max_length=max_length,
         passage_max_length=max_length,
     )
+    check_max_length(max_length, embedder.model.config)
+    return embedder
 
 
 def _warn_of_other_pooling(folder: Path, pooling: str) -> None:

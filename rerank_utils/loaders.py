@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,20 +14,21 @@ __all__ = ["load_beir", "load_cwe", "load_msmarco"]
 
 MSMARCO = "namespace-Pt/msmarco"
 MSMARCO_QUERIES, MSMARCO_POSITIVES = 100, 5_000
+_HEADER = ["query-id", "corpus-id", "score"]
 
 
 def load_beir(folder: str | Path) -> Collection:
     """A collection in the format of the BEIR benchmark, from a folder on this machine.
 
     The folder holds `corpus.jsonl` (one `{"_id", "title", "text"}` a line, title optional),
-    `queries.jsonl` (`{"_id", "text"}`) and one `qrels/<split>.tsv` a split, with a header line
-    and the columns query id, document id, grade. Queries that no split judges are left out; a
-    query that several splits judge belongs to the first of them by name.
+    `queries.jsonl` (`{"_id", "text"}`) and one `qrels/<split>.tsv` a split, with the header
+    query-id, corpus-id, score and the columns it names. Queries that no split judges are left
+    out.
 
     Raises:
         FileNotFoundError: one of the files is missing.
-        ValueError: a malformed line (named by file and number), a duplicate or empty id, an
-            empty corpus, and what `Collection` raises.
+        ValueError: a malformed line (named by file and number), a duplicate or empty id, a pair
+            or a query judged twice, an empty corpus, and what `Collection` raises.
     """
     folder = Path(folder)
     documents, titles = {}, {}
@@ -54,8 +54,15 @@ def load_beir(folder: str | Path) -> Collection:
     splits: dict[str, list[str]] = {}
     for file in files:
         judged = _read_judgments(file)
-        splits[file.stem] = [query for query in judged if query not in qrels]
-        qrels |= {query: judged[query] for query in splits[file.stem]}
+        twice = [query for query in judged if query in qrels]
+        if twice:
+            raise ValueError(
+                f"{file} judges query {twice[0]!r}, which another file in qrels/ judges too: "
+                "keep every query in one split."
+            )
+        if judged:
+            splits[file.stem] = list(judged)
+            qrels |= judged
     unknown = [query for query in qrels if query not in texts]
     if unknown:
         raise ValueError(
@@ -73,41 +80,56 @@ def _records(path: Path) -> Iterator[tuple[str, str, dict]]:
             f"{path} is missing: a BEIR folder holds corpus.jsonl, queries.jsonl and "
             "qrels/test.tsv."
         )
-    with path.open(encoding="utf-8") as stream:
+    for number, line in _lines(path):
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+            key = row["_id"]
+            if not isinstance(key, str | int) or not isinstance(row["text"], str):
+                raise TypeError
+        except (ValueError, KeyError, TypeError):
+            raise ValueError(
+                f'{where}: expected {{"_id": "...", "text": "..."}}, found {line[:60]!r}.'
+            ) from None
+        if not str(key).strip():
+            raise ValueError(f"{where}: the id is empty.")
+        yield where, str(key), row
+
+
+def _lines(path: Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of the lines that are not blank."""
+    with path.open("rb") as stream:
         for number, line in enumerate(stream, 1):
-            if not line.strip():
-                continue
-            where = f"{path}, line {number}"
             try:
-                row = json.loads(line)
-                key = str(row["_id"])
-                if not isinstance(row["text"], str):
-                    raise TypeError
-            except (ValueError, KeyError, TypeError):
+                text = line.decode("utf-8").rstrip("\r\n")
+            except UnicodeDecodeError:
                 raise ValueError(
-                    f'{where}: expected {{"_id": "...", "text": "..."}}, found {line[:60]!r}.'
+                    f"{path}, line {number}: not UTF-8 text; save the file as UTF-8."
                 ) from None
-            if not key.strip():
-                raise ValueError(f"{where}: the id is empty.")
-            yield where, key, row
+            if text.strip():
+                yield number, text
 
 
 def _read_judgments(path: Path) -> Qrels:
     qrels: Qrels = {}
-    with path.open(encoding="utf-8", newline="") as stream:
-        for number, row in enumerate(csv.reader(stream, delimiter="\t"), 1):
-            if number == 1 and row and not row[-1].strip().lstrip("-").isdigit():
-                continue  # the header
-            if not row:
-                continue
-            try:
-                query, document, grade = row
-                qrels.setdefault(query, {})[document] = int(grade)
-            except ValueError:
-                raise ValueError(
-                    f"{path}, line {number}: expected query id, document id and a whole number "
-                    f"separated by tabs, found {row!r}."
-                ) from None
+    for number, line in _lines(path):
+        fields = line.split("\t")
+        if number == 1 and fields == _HEADER:
+            continue
+        where = f"{path}, line {number}"
+        try:
+            query, document, grade = fields
+            value = int(grade)
+        except ValueError:
+            raise ValueError(
+                f"{where}: expected query id, document id and a whole number separated by "
+                f"tabs, found {line[:60]!r}."
+            ) from None
+        if document in qrels.setdefault(query, {}):
+            raise ValueError(
+                f"{where}: query {query!r} and document {document!r} are judged a second time."
+            )
+        qrels[query][document] = value
     return qrels
 
 
@@ -115,8 +137,9 @@ def load_msmarco() -> Collection:
     """MS MARCO as the BGE reranker guide cuts it: a small corpus of passages that are answers.
 
     Queries are the first 100 of the `dev` split of `namespace-Pt/msmarco`; the corpus holds the
-    positive passages of its first 5,000 queries, equal texts once (5,331 passages in the
-    published notebook). Every passage answers some query, so the task is easier than search.
+    positive passages of its first 5,000 queries. Equal texts are one document here; the published
+    notebook counts 5,331 passages. Every passage answers some query, so the task is easier than
+    search.
 
     Raises:
         ConnectionError: the data is not on this machine and the hub cannot be reached.

@@ -8,6 +8,7 @@ import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 from .collection import Collection, write_qrels
@@ -34,7 +35,8 @@ class Result:
         collection: the corpus with the queries that were run.
         first_stage, reranked: the two runs.
         before, after: their evaluations.
-        seconds: stage -> wall-clock seconds. A stage that found its result on disk took none.
+        seconds: stage -> wall-clock seconds, loading of models included.
+        cached: stages that found results of an earlier run on disk, and took less for it.
     """
 
     profile: Profile
@@ -44,9 +46,13 @@ class Result:
     before: Evaluation
     after: Evaluation
     seconds: dict[str, float] = field(default_factory=dict)
+    cached: list[str] = field(default_factory=list)
 
+    @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Before against after, for each measure."""
+        """Before against after, for each measure; empty for one query, which allows no test."""
+        if len(self.collection.queries) < 2:
+            return []
         return [compare(self.before, self.after, measure) for measure in self.before.values]
 
     def table(self) -> str:
@@ -60,15 +66,21 @@ class Result:
             f"{'':<11}{'before':>8}{'after':>8}{'change':>9}   95 % interval        p   "
             "better / same / worse",
         ]
-        for row in self.comparisons():
-            measure = row.measure
-            lines.append(
-                f"{measure:<11}{self.before.mean(measure):>8.3f}{self.after.mean(measure):>8.3f}"
-                f"{row.difference:>+9.3f}   {row.low:+.3f} … {row.high:+.3f} {row.p:>8.4f}   "
-                f"{row.wins} / {row.ties} / {row.losses}"
-            )
-        spent = ", ".join(f"{stage} {seconds:.1f} s" for stage, seconds in self.seconds.items())
-        return "\n".join([*lines, "", f"time: {spent}"])
+        tested = {row.measure: row for row in self.comparisons}
+        for measure in self.before.values:
+            old, new = self.before.mean(measure), self.after.mean(measure)
+            line = f"{measure:<11}{old:>8.3f}{new:>8.3f}{new - old:>+9.3f}"
+            if row := tested.get(measure):
+                line += f"   {row.low:+.3f} … {row.high:+.3f} {row.p:>8.4f}   "
+                line += f"{row.wins} / {row.ties} / {row.losses}"
+            lines.append(line)
+        if not tested:
+            lines += ["", "One query alone gives no interval and no test."]
+        spent = [
+            f"{stage} {seconds:.1f} s" + (" (from cache)" if stage in self.cached else "")
+            for stage, seconds in self.seconds.items()
+        ]
+        return "\n".join([*lines, "", f"time: {', '.join(spent)}"])
 
     def save(self, folder: Path) -> list[Path]:
         """Write both runs, the judgments, the numbers and the figure; return the files."""
@@ -97,8 +109,9 @@ class Result:
             "reranker": self.profile.reranker,
             "before": self.before.means(),
             "after": self.after.means(),
-            "comparisons": [vars(row) for row in self.comparisons()],
+            "comparisons": [vars(row) for row in self.comparisons],
             "seconds": self.seconds,
+            "from cache": self.cached,
         }
 
 
@@ -112,11 +125,16 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
         ValueError: the depth is above the corpus size, and what the stages raise.
     """
     seconds: dict[str, float] = {}
+    cached: list[str] = []
+    if profile.depth < 1:
+        raise ValueError(f"The depth is {profile.depth}: rerank at least one candidate.")
     with _timed(seconds, "load"):
         collection = profile.load().split(profile.split, profile.queries)
-    first_stage = retrieve(profile, collection, artifacts, seconds)
+    first_stage = retrieve(profile, collection, artifacts, seconds, cached)
     with _timed(seconds, "rerank"):
         reranker = load_reranker(locate(profile.reranker), profile.max_length)
+        cache = score_cache(profile, artifacts)
+        known = len(cache)
         reranked = rerank(
             first_stage,
             collection.queries,
@@ -124,12 +142,14 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
             reranker,
             profile.depth,
             name="reranked",
-            cache=score_cache(profile, artifacts),
+            cache=cache,
         )
+    if known:
+        cached.append("rerank")
     with _timed(seconds, "evaluate"):
         before = evaluate(first_stage, collection.qrels)
         after = evaluate(reranked, collection.qrels)
-    return Result(profile, collection, first_stage, reranked, before, after, seconds)
+    return Result(profile, collection, first_stage, reranked, before, after, seconds, cached)
 
 
 def retrieve(
@@ -137,6 +157,7 @@ def retrieve(
     collection: Collection,
     artifacts: Path = ARTIFACTS,
     seconds: dict[str, float] | None = None,
+    cached: list[str] | None = None,
 ) -> Run:
     """The first stage: embed the corpus and the queries, search a flat FAISS index.
 
@@ -145,6 +166,7 @@ def retrieve(
         collection: see `Collection.split`.
         artifacts: where the vectors of the corpus are kept.
         seconds: filled with the time of each stage.
+        cached: filled with the stage "embed" if its vectors were on disk.
 
     Raises:
         ValueError: the depth is above the corpus size.
@@ -160,7 +182,10 @@ def retrieve(
         model = locate(profile.embedder)
         embedder = load_embedder(model, profile.pooling, profile.instruction, profile.max_length)
         key = _key([fingerprint(model), profile.pooling, str(profile.max_length), *texts])
-        vectors = embed_documents(embedder, texts, artifacts / "cache" / f"vectors-{key}.npy")
+        store = artifacts / "cache" / f"vectors-{key}.npy"
+        if cached is not None and store.exists():
+            cached.append("embed")
+        vectors = embed_documents(embedder, texts, store)
         query_vectors = embed_queries(embedder, list(collection.queries.values()))
     with _timed(seconds, "search"):
         index = build_index(vectors, list(collection.documents))

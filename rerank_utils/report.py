@@ -13,9 +13,9 @@ from pathlib import Path
 
 import numpy as np
 
-from .__main__ import quiet_libraries
 from .evaluation import MEASURES, Comparison, Evaluation, compare, evaluate
 from .fusion import interpolate
+from .hub import quiet_libraries
 from .pipeline import ARTIFACTS, Result, run_pipeline
 from .plotting import plot_before_after
 from .profiles import OFFLINE

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batching import Keep, best_device, check_texts, run_batches
+from .batching import Keep, best_device, check_max_length, check_texts, run_batches
 from .hub import find_model
 from .run import Run, rescore
 
@@ -32,7 +32,8 @@ def load_reranker(
         device: "cpu", "cuda:0" ...; by default a GPU (in half precision) if there is one.
 
     Raises:
-        ValueError: the model has no trained scoring head (an embedder, for example).
+        ValueError: the model has no trained scoring head (an embedder, for example), or cannot
+            read so many tokens.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
     """
     found = find_model(name_or_path)
@@ -47,6 +48,7 @@ def load_reranker(
     )
     if not local:  # it is in the hub's cache now
         _require_head(Path(find_model(name_or_path)))
+    check_max_length(max_length, reranker.model.config)
     if reranker.model.config.num_labels != 1:
         raise ValueError(
             f"{name_or_path} gives {reranker.model.config.num_labels} numbers for a pair, a "
@@ -57,15 +59,17 @@ def load_reranker(
 
 def _require_head(folder: Path) -> None:
     """Refuse a model without a trained classification head: its scores would be random."""
+    from safetensors import safe_open
+
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     kinds = config.get("architectures") or []
     trained = any(kind.endswith("ForSequenceClassification") for kind in kinds)
-    for weights in folder.glob("*.safetensors"):
-        from safetensors import safe_open
-
+    names: set[str] = set()
+    for weights in folder.glob("*.safetensors"):  # several where the model is sharded
         with safe_open(weights, framework="np") as tensors:
-            names = list(tensors.keys())
-            trained = trained and any(n.startswith(("classifier", "score")) for n in names)
+            names |= set(tensors.keys())
+    if names:
+        trained = trained and any(name.startswith(("classifier", "score")) for name in names)
     if not trained:
         raise ValueError(
             f"{folder} has no trained scoring head ({', '.join(kinds) or 'no architecture named'})"
@@ -87,13 +91,19 @@ class ScoreCache:
         self.path = Path(path)
         self._scores: dict[str, float] = {}
         if self.path.exists():
-            for line in self.path.read_text(encoding="ascii").splitlines():
-                key, _, score = line.partition(" ")
-                if len(key) == _KEY_LENGTH and score.endswith(";"):  # not a line cut short
-                    self._scores[key] = float(score[:-1])
+            text = self.path.read_text(encoding="ascii")
+            whole = text[: text.rfind("\n") + 1]
+            if whole != text:  # an interrupt cut the last line short: drop it
+                self.path.write_text(whole, encoding="ascii")
+            for line in whole.splitlines():
+                key, score = line.split()
+                self._scores[key] = float(score)
 
     def __contains__(self, pair: tuple[str, str]) -> bool:
         return self._key(pair) in self._scores
+
+    def __len__(self) -> int:
+        return len(self._scores)
 
     def __getitem__(self, pair: tuple[str, str]) -> float:
         return self._scores[self._key(pair)]
@@ -104,7 +114,7 @@ class ScoreCache:
         self._scores |= new
         self.path.parent.mkdir(parents=True, exist_ok=True)
         with self.path.open("a", encoding="ascii") as stream:
-            stream.writelines(f"{key} {score!r};\n" for key, score in new.items())
+            stream.writelines(f"{key} {score!r}\n" for key, score in new.items())
 
     @staticmethod
     def _key(pair: tuple[str, str]) -> str:
@@ -184,7 +194,7 @@ def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[
     queries = {query: None for query, _ in texts}
     for query, ids in zip(queries, _ids(tokenizer, queries), strict=True):
         cut = len(ids) > query_limit
-        queries[query] = tokenizer.decode(ids[:query_limit]) if cut else query
+        queries[query] = _decode(tokenizer, ids[:query_limit]) if cut else query
     tokens = tokenizer(
         [queries[query] for query, _ in texts],
         [document for _, document in texts],
@@ -192,6 +202,10 @@ def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[
         max_length=limit,
     )
     return [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
+
+
+def _decode(tokenizer: Any, ids: list[int]) -> str:
+    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
 
 
 def _ids(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:

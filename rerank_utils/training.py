@@ -3,18 +3,25 @@
 Three stages, all on the training side of the split. (1) The packaged bi-encoder is tuned for a
 few minutes on (query, document) pairs; it is the teacher. (2) A cross-encoder, MiniLM with a
 fresh head, learns to rank as the teacher does: a listwise KL divergence over one group of
-candidates. (3) The human labels join the loss. Progress is saved, and the same command resumes.
+candidates. (3) The labels join the loss. Progress is saved, and the same command resumes.
+
+A few hundred documents teach a cross-encoder those documents, not how to compare texts. So the
+candidates also hold other passages of the catalogue, and a part of the queries and candidates are
+docstrings of installed packages: the summary is the query, the rest of the docstring the answer.
 """
 
 from __future__ import annotations
 
 import argparse
+import ast
+import hashlib
 import json
 import random
 import re
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -36,6 +43,8 @@ from .cwe import (
 
 MAX_SHARED = 4
 """A sentence that stands under more weaknesses than this says little about any of them."""
+DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
+"""Packages whose docstrings are read; all are requirements, or part of Python."""
 
 
 @dataclass(frozen=True)
@@ -49,10 +58,12 @@ class Recipe:
     temperature: float = 0.05
     steps: int = 2000
     queries_per_step: int = 4
-    reports_per_step: int = 3
+    reports_per_step: int = 2
+    sentences_per_step: int = 1
     group: int = 12
     random_negatives: int = 3
     mined_ranks: int = 60
+    docstrings: int = 4000
     rate: float = 3e-4
     warmup: int = 100
     distil_only: float = 0.2
@@ -73,7 +84,8 @@ class TrainingQuery:
     Attributes:
         text: the query.
         positives: ids of the documents it belongs to, none of them held out.
-        field: "report", or the field of the catalogue that the text was taken from.
+        field: "report", the field of the catalogue that the text was taken from, or
+            "docstring".
         related: ids that are never used as negatives: the answers of linked reports.
     """
 
@@ -126,6 +138,63 @@ def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
     return {sentence: (owners[sentence], fields[sentence]) for sentence in owners}
 
 
+def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
+    """Texts of the training side, and the weaknesses each belongs to.
+
+    The documents of the collection under their own ids, then the passages of their other fields
+    under ids of the form "passage-7". No passage also stands under a held-out weakness.
+    """
+    documents: dict[str, str] = {}
+    owners: dict[str, set[str]] = defaultdict(set)
+    passages: dict[str, set[str]] = defaultdict(set)
+    for weakness in read_catalogue():
+        if held_out(weakness.id) == "train":
+            documents[weakness.id] = weakness.document
+            owners[weakness.id].add(weakness.id)
+        for texts in weakness.passages.values():
+            for passage in texts:
+                if len(passage.split()) >= 12:
+                    passages[clean_report(passage)].add(weakness.id)
+    for number, (text, where) in enumerate(passages.items()):
+        if all(held_out(weakness) == "train" for weakness in where):
+            documents[f"passage-{number}"] = text
+            owners[f"passage-{number}"] = where
+    return documents, {key: frozenset(where) for key, where in owners.items()}
+
+
+def docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
+    """(summary, the rest) of docstrings in installed packages, read without importing them.
+
+    Args:
+        limit: how many to keep, drawn with the seed from all with a summary of 5 words or more
+            and 20 further words.
+    """
+    found: dict[str, str] = {}
+    for package in DOCUMENTED:
+        spec = find_spec(package)
+        for folder in spec.submodule_search_locations or []:
+            for path in sorted(Path(folder).rglob("*.py")):
+                if "test" not in str(path.relative_to(folder)):
+                    found |= _documented(path)
+    pairs = sorted(found.items())
+    return random.Random(seed).sample(pairs, min(limit, len(pairs)))
+
+
+def _documented(path: Path) -> dict[str, str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return {}
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
+            head, _, rest = text.partition("\n\n")
+            summary, words = " ".join(head.split()), rest.split()
+            if 5 <= len(summary.split()) <= 45 and len(words) >= 20:
+                found[summary] = " ".join(words[:120])
+    return found
+
+
 class Trainer:
     """Trains the reranker of a recipe into a folder, and resumes from what it finds there."""
 
@@ -136,21 +205,38 @@ class Trainer:
         self.output = output
         self.output.mkdir(parents=True, exist_ok=True)
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        self.documents, self.owners = training_documents()
         self.queries = training_queries()
-        self.reports = [i for i, query in enumerate(self.queries) if query.field == "report"]
-        self.sentences = [i for i, query in enumerate(self.queries) if query.field != "report"]
-        self.documents = {
-            w.id: f"{w.name}. {w.text}" for w in read_catalogue() if held_out(w.id) == "train"
-        }
+        for number, (summary, rest) in enumerate(docstrings(recipe.docstrings, recipe.seed)):
+            key = f"docstring-{number}"
+            self.documents[key], self.owners[key] = rest, frozenset({key})
+            self.queries.append(TrainingQuery(summary, frozenset({key}), "docstring"))
+        kinds = [query.field for query in self.queries]
+        self.reports = [i for i, kind in enumerate(kinds) if kind == "report"]
+        self.summaries = [i for i, kind in enumerate(kinds) if kind == "docstring"]
+        self.sentences = sorted(set(range(len(kinds))) - set(self.reports) - set(self.summaries))
         self.document_ids = list(self.documents)
         self.column = {document: i for i, document in enumerate(self.document_ids)}
+        self.kind = np.array([document.split("-")[0] for document in self.document_ids])
         self.log: list[dict] = []
+        self._claim_folder()
+
+    def _claim_folder(self) -> None:
+        """Refuse to resume another recipe, or other data, in this folder."""
+        texts = "\0".join([*(query.text for query in self.queries), *self.documents.values()])
+        ours = asdict(self.recipe) | {"data": hashlib.sha256(texts.encode()).hexdigest()}
+        saved = self.output / "recipe.json"
+        if saved.exists() and json.loads(saved.read_text()) != ours:
+            raise ValueError(
+                f"{self.output} holds a training with another recipe or other data: choose "
+                "another folder or empty this one."
+            )
+        saved.write_text(json.dumps(ours, indent=1))
 
     def run(self) -> None:
         """All stages; leaves the adapter, the log and the merged model in the folder."""
         started = time.time()
-        teacher = self.teacher_scores()
-        model = self.train(teacher)
+        model = self.train(*self.teacher_vectors())
         model.save_pretrained(self.output / "adapter")
         write_bundle(self.output / "adapter", self.output / "bundle")
         merge(self.output / "bundle", self.output / "merged")
@@ -158,14 +244,18 @@ class Trainer:
 
     # Stage 1 -----------------------------------------------------------------------------
 
-    def teacher_scores(self) -> np.ndarray:
-        """(queries, documents) float32 cosines of the tuned bi-encoder."""
-        saved = self.output / "teacher.npy"
+    def teacher_vectors(self) -> tuple[np.ndarray, np.ndarray]:
+        """(queries, d) and (documents, d) float32 of the tuned bi-encoder."""
+        saved = self.output / "teacher.npz"
         if not saved.exists():
-            np.save(saved, self._tune_teacher())
-        return np.load(saved)
+            left, right = self._tune_teacher()
+            fresh = self.output / "teacher.tmp.npz"
+            np.savez(fresh, queries=left, documents=right)
+            fresh.replace(saved)
+        with np.load(saved) as vectors:
+            return vectors["queries"], vectors["documents"]
 
-    def _tune_teacher(self) -> np.ndarray:
+    def _tune_teacher(self) -> tuple[np.ndarray, np.ndarray]:
         from transformers import AutoModel
 
         recipe, rng = self.recipe, random.Random(self.recipe.seed)
@@ -175,12 +265,13 @@ class Trainer:
         )
         model.embeddings.requires_grad_(False)
         optimizer, schedule = _optimizer(model, recipe.teacher_rate, recipe.teacher_steps, 10)
+        weaknesses = [d for d in self.document_ids if d.startswith("CWE-")]
         model.eval()  # no dropout: drawing it takes more than half of a step on a CPU
         for _ in tqdm(range(recipe.teacher_steps), desc="teacher"):
             half = recipe.teacher_batch // 2
             batch = rng.sample(self.reports, half) + rng.sample(self.sentences, half)
             chosen = [rng.choice(sorted(self.queries[i].positives)) for i in batch]
-            columns = sorted(set(chosen) | set(rng.sample(self.document_ids, half)))
+            columns = sorted(set(chosen) | set(rng.sample(weaknesses, half)))
             documents = [self.documents[d] for d in columns]
             queries = [self.queries[i].text for i in batch]
             left, right = self._embed(model, queries), self._embed(model, documents)
@@ -191,7 +282,7 @@ class Trainer:
         with torch.inference_mode():
             left = self._embed_all(model, [query.text for query in self.queries])
             right = self._embed_all(model, list(self.documents.values()))
-        return left @ right.T
+        return left, right
 
     def _other_answers(self, batch, columns, target) -> torch.Tensor:
         """True where a column is right for a query, or may be, but is not the chosen answer."""
@@ -226,7 +317,7 @@ class Trainer:
 
     # Stages 2 and 3 ----------------------------------------------------------------------
 
-    def train(self, teacher: np.ndarray):
+    def train(self, query_vectors: np.ndarray, document_vectors: np.ndarray):
         """Train the adapter; the state is saved now and then, and resumed from if found."""
         from peft import LoraConfig, get_peft_model
 
@@ -251,7 +342,7 @@ class Trainer:
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
         losses: list[tuple[float, float]] = []
         for step in bar:
-            losses.append(self._train_step(step, rng, teacher, **parts))
+            losses.append(self._train_step(step, rng, query_vectors, document_vectors, **parts))
             if (step + 1) % recipe.log_every == 0:
                 distil, label = np.mean(losses, axis=0)
                 losses.clear()
@@ -263,13 +354,17 @@ class Trainer:
                 self._save(step + 1, parts, rng)
         return model
 
-    def _train_step(self, step, rng, teacher, model, optimizer, schedule) -> tuple[float, float]:
+    def _train_step(
+        self, step, rng, query_vectors, document_vectors, model, optimizer, schedule
+    ) -> tuple[float, float]:
         recipe = self.recipe
         late = step >= recipe.late * recipe.steps
-        sentences = recipe.queries_per_step - recipe.reports_per_step
+        summaries = recipe.queries_per_step - recipe.reports_per_step - recipe.sentences_per_step
         batch = rng.sample(self.reports, recipe.reports_per_step)
-        batch += rng.sample(self.sentences, sentences)
-        groups = [self._group(i, teacher[i], rng) for i in batch]
+        batch += rng.sample(self.sentences, recipe.sentences_per_step)
+        batch += rng.sample(self.summaries, summaries)
+        teacher = query_vectors[batch] @ document_vectors.T
+        groups = [self._group(i, row, rng) for i, row in zip(batch, teacher, strict=True)]
         pairs = [
             (self.queries[i].text, self.documents[self.document_ids[column]])
             for i, group in zip(batch, groups, strict=True)
@@ -277,8 +372,8 @@ class Trainer:
         ]
         length = recipe.late_max_length if late else recipe.max_length
         logits = self._score(model, pairs, length).view(len(batch), -1)
-        rows = np.array(batch)[:, None]
-        aim = torch.from_numpy(teacher[rows, np.array(groups)]) / recipe.temperature
+        aim = torch.from_numpy(np.take_along_axis(teacher, np.array(groups), 1))
+        aim = aim / recipe.temperature
         distil = kl_div(
             log_softmax(logits, -1), softmax(aim, -1), reduction="batchmean", log_target=False
         )
@@ -288,14 +383,29 @@ class Trainer:
         return distil.item(), label.item()
 
     def _group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
-        """One positive, then mined negatives, then random ones, as document columns."""
+        """One positive, then mined negatives, then random ones, as document columns.
+
+        Half of what is mined for a report or a sentence are documents, half other passages.
+        """
         recipe, asked = self.recipe, self.queries[query]
-        barred = {self.column[d] for d in asked.positives | asked.related if d in self.column}
-        ranked = [c for c in np.argsort(-scores)[: recipe.mined_ranks].tolist() if c not in barred]
-        mined = rng.sample(ranked, recipe.group - 1 - recipe.random_negatives)
-        others = [c for c in range(len(scores)) if c not in barred and c not in mined]
-        positive = self.column[rng.choice(sorted(asked.positives))]
-        return [positive, *mined, *rng.sample(others, recipe.random_negatives)]
+        wrong = asked.positives | asked.related
+        order = np.argsort(-scores)
+        mined: list[int] = []
+        kinds = ["docstring"] if asked.field == "docstring" else ["CWE", "passage"]
+        wanted = recipe.group - 1 - recipe.random_negatives
+        for place, kind in enumerate(kinds):
+            first = order[self.kind[order] == kind][: recipe.mined_ranks].tolist()
+            allowed = [c for c in first if not self._owned(c, wrong)]
+            mined += rng.sample(allowed, (wanted + place) // len(kinds))
+        others: list[int] = []
+        while len(others) < recipe.random_negatives:
+            column = rng.randrange(len(scores))
+            if column not in mined + others and not self._owned(column, wrong):
+                others.append(column)
+        return [self.column[rng.choice(sorted(asked.positives))], *mined, *others]
+
+    def _owned(self, column: int, weaknesses: frozenset[str]) -> bool:
+        return not weaknesses.isdisjoint(self.owners[self.document_ids[column]])
 
     def _score(self, model, pairs: list[tuple[str, str]], max_length: int) -> torch.Tensor:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""
@@ -339,7 +449,9 @@ class Trainer:
         if not saved.exists():
             return 0
         state = torch.load(saved, weights_only=False)
-        parts["model"].load_state_dict(state["model"], strict=False)
+        odd = parts["model"].load_state_dict(state["model"], strict=False).unexpected_keys
+        if odd:
+            raise ValueError(f"{saved} holds weights this model has not, such as {odd[0]}.")
         parts["optimizer"].load_state_dict(state["optimizer"])
         parts["schedule"].load_state_dict(state["schedule"])
         rng.setstate(state["rng"])

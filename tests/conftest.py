@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
+os.environ.pop("RERANK_PROFILE", None)  # so that a user's own setting changes no test
 
 
 @pytest.fixture(scope="session")

@@ -71,9 +71,10 @@ def test_a_damaged_merge_is_made_again(own_cache):
     bundled.reranker_path()
     assert (folder / "tokenizer.json").exists()
 
-    (folder / "manifest.json").write_text("[not json")
-    bundled.reranker_path()
-    assert json.loads((folder / "manifest.json").read_text())
+    for damaged in ("[not json", "{}", "[]"):
+        (folder / "manifest.json").write_text(damaged)
+        bundled.reranker_path()
+        assert bundled.WEIGHTS in json.loads((folder / "manifest.json").read_text())
     assert [path.name for path in own_cache.iterdir()] == [folder.name]  # nothing left over
 
 

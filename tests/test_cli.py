@@ -52,12 +52,32 @@ def test_the_output_folder_can_be_chosen(
     assert (where / "results.json").exists()
 
 
+def test_a_single_query_gets_its_table_without_a_test(
+    in_empty_folder, beir_folder, tiny_reranker_folder, capsys
+):
+    arguments = own_data(beir_folder, tiny_reranker_folder, "--depth", "2", "--queries", "1")
+    assert main(arguments) == 0
+    assert "One query alone gives no interval" in capsys.readouterr().out
+    numbers = json.loads((in_empty_folder / "artifacts/beir-fruit/results.json").read_text())
+    assert numbers["comparisons"] == [] and numbers["queries"] == 1
+
+
+def test_a_second_run_says_that_its_times_are_not_the_cost(
+    in_empty_folder, beir_folder, tiny_reranker_folder, capsys
+):
+    arguments = own_data(beir_folder, tiny_reranker_folder, "--depth", "2")
+    for times in range(2):
+        assert main(arguments) == 0
+        assert capsys.readouterr().out.count("(from cache)") == 2 * times
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
         (["--profile", "nonsense"], "Unknown profile 'nonsense': choose offline"),
         (["--collection", "nowhere"], "corpus.jsonl is missing"),
         (["--profile", "offline", "--collection", "x"], "not both"),
+        (["--depth", "0"], "The depth is 0"),
         (["--depth", "5000"], "The depth is 5000, but 'cwe' holds 938 documents"),
         (["--split", "train2"], "no split 'train2'"),
         (["--embedder", "no/such/folder", "--pooling", "cls"], "no model folder 'no/such/folder'"),

@@ -36,6 +36,8 @@ def test_a_missing_file_is_named(beir_folder, missing):
         ("corpus.jsonl", '{"_id": "d9", "text": " "}', "document 'd9' is empty"),
         ("qrels/test.tsv", "q1\td1", "test.tsv, line 5: expected query id"),
         ("qrels/test.tsv", "q1\td1\tyes", "test.tsv, line 5: expected query id"),
+        ("qrels/test.tsv", "q1\td2\t0", "line 5: query 'q1' and document 'd2' are judged a second"),
+        ("corpus.jsonl", '{"_id": null, "text": "x"}', "corpus.jsonl, line 5: expected"),
         ("qrels/test.tsv", "q1\td7\t1", "'d7', which is not in the corpus"),
         ("qrels/test.tsv", "q7\td1\t1", "'q7', which queries.jsonl does not hold"),
         ("qrels/test.tsv", "q3\td1\t0", "'q3' has no relevant document"),
@@ -45,6 +47,36 @@ def test_a_bad_line_is_named(beir_folder, file, line, sentence):
     path = beir_folder / file
     path.write_text(path.read_text() + line + "\n")
     with pytest.raises(ValueError, match=sentence):
+        load_beir(beir_folder)
+
+
+def test_quotation_marks_are_text(beir_folder):
+    path = beir_folder / "corpus.jsonl"
+    path.write_text(path.read_text() + '{"_id": "d\\"5", "text": "a \\"quoted\\" word"}\n')
+    qrels = beir_folder / "qrels" / "test.tsv"
+    qrels.write_text(qrels.read_text() + 'q1\td"5\t1\nq3\td1\t1\n')
+    collection = load_beir(beir_folder)
+    assert collection.qrels["q1"]['d"5'] == 1 and collection.qrels["q3"] == {"d1": 1}
+
+
+def test_a_first_line_that_is_no_header_is_read(beir_folder):
+    qrels = beir_folder / "qrels" / "test.tsv"
+    qrels.write_text("q1\td2\t1\n")
+    assert load_beir(beir_folder).qrels == {"q1": {"d2": 1}}
+    qrels.write_text("q1\td2\tyes\n")
+    with pytest.raises(ValueError, match=r"test.tsv, line 1: expected query id"):
+        load_beir(beir_folder)
+
+
+def test_text_that_is_not_utf8_is_named(beir_folder):
+    (beir_folder / "corpus.jsonl").write_bytes(b'{"_id": "d1", "text": "na\xefve"}\n')
+    with pytest.raises(ValueError, match=r"corpus.jsonl, line 1: not UTF-8"):
+        load_beir(beir_folder)
+
+
+def test_a_query_in_two_splits_is_refused(beir_folder):
+    (beir_folder / "qrels" / "dev.tsv").write_text("q1\td1\t1\n")
+    with pytest.raises(ValueError, match="judges query 'q1', which another file"):
         load_beir(beir_folder)
 
 
@@ -126,6 +158,24 @@ def test_a_hub_that_refuses_is_a_hub(monkeypatch):
     monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
     assert hub.find_model("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
     server.shutdown()
+
+
+def test_a_half_filled_cache_goes_on_to_the_hub(monkeypatch, tmp_path):
+    import huggingface_hub
+
+    monkeypatch.setattr(huggingface_hub, "snapshot_download", lambda *a, **k: str(tmp_path))
+    for name in ("config.json", "tokenizer.json", "model.safetensors"):
+        with pytest.raises(ConnectionError, match="offline profile"):
+            hub.find_model("some/model")
+        (tmp_path / name).write_text("{}")
+    assert hub.find_model("some/model") == str(tmp_path)
+    shards = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
+    (tmp_path / "part-1.safetensors").write_text("")
+    with pytest.raises(ConnectionError, match="offline profile"):
+        hub.find_model("some/model")
+    (tmp_path / "part-2.safetensors").write_text("")
+    assert hub.find_model("some/model") == str(tmp_path)
 
 
 def test_a_folder_that_is_no_model_is_named(tmp_path):

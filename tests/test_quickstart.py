@@ -7,7 +7,6 @@ import nbformat
 import numpy as np
 import pytest
 
-from rerank_utils import checks
 from rerank_utils.bundled import minilm_path
 from rerank_utils.checks import check_metrics, expected_ranges
 from rerank_utils.cwe import load_cwe
@@ -21,7 +20,9 @@ NOTEBOOK = ROOT / "notebooks" / "00_quickstart.ipynb"
 
 
 def code_to_copy() -> str:
-    return re.search(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.DOTALL).group(1)
+    return re.search(
+        r"```python\n(.*?)```", (ROOT / "README.md").read_text(encoding="utf-8"), re.DOTALL
+    ).group(1)
 
 
 @pytest.fixture(scope="module")
@@ -126,4 +127,8 @@ def test_a_missing_or_unknown_metric_fails():
 
 def test_a_profile_without_ranges_says_so():
     assert "nothing was checked" in check_metrics("msmarco", "00_quickstart", {"x": 1.0})
-    assert checks.RANGES_FILE.endswith(".toml")
+
+
+def test_a_misspelt_notebook_fails():
+    with pytest.raises(AssertionError, match="no ranges for offline, '00_quikstart'"):
+        check_metrics("offline", "00_quikstart", {"x": 1.0})

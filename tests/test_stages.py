@@ -90,7 +90,7 @@ def test_an_interrupted_embedding_goes_on(embedder, texts, tmp_path, monkeypatch
     assert len(calls) == before  # nothing is computed again
 
 
-def test_a_store_of_other_texts_is_refused(embedder, texts, tmp_path):
+def test_a_store_of_another_shape_is_refused(embedder, texts, tmp_path):
     embed_documents(embedder, texts[:2], tmp_path / "v.npy")
     with pytest.raises(ValueError, match="delete it"):
         embed_documents(embedder, texts[:3], tmp_path / "v.npy")
@@ -254,6 +254,9 @@ def test_equal_pairs_are_scored_once_and_an_interrupted_run_goes_on(
         stream.write("0123456789abcdef0123456789abcdef 1.")  # a line cut short by the interrupt
     scores = score_pairs(reranker, pairs, ScoreCache(path))
     assert sum(seen) == len(set(pairs)) == 120
+    assert len(ScoreCache(path)) == 120
+    np.testing.assert_array_equal(score_pairs(reranker, pairs, ScoreCache(path)), scores)
+    assert sum(seen) == 120
     monkeypatch.undo()
     np.testing.assert_allclose(scores, score_pairs(reranker, pairs), atol=1e-5)
 
@@ -269,6 +272,15 @@ def test_a_candidate_without_text_is_named(reranker):
     run = Run.from_lists(["q"], [["a", "b"]], [[2, 1]])
     with pytest.raises(KeyError, match="document 'b', which has no text"):
         rerank(run, {"q": "x"}, {"a": "x"}, reranker, 2)
+
+
+@pytest.mark.parametrize("length", [-1, 0, 3, 1024])
+def test_a_length_the_model_cannot_read_is_refused(tiny_reranker_folder, length):
+    sentence = f"max_length is {length}: this model reads from 8 to 512 tokens"
+    with pytest.raises(ValueError, match=sentence):
+        load_reranker(tiny_reranker_folder, length, "cpu")
+    with pytest.raises(ValueError, match=sentence):
+        load_embedder(minilm_path(), "mean", max_length=length, device="cpu")
 
 
 def test_an_embedder_is_no_reranker():

@@ -11,8 +11,10 @@ SMALL = Recipe(
     teacher_steps=1,
     teacher_batch=4,
     steps=4,
-    queries_per_step=2,
+    queries_per_step=3,
     reports_per_step=1,
+    sentences_per_step=1,
+    docstrings=30,
     group=4,
     random_negatives=1,
     mined_ranks=20,
@@ -34,6 +36,9 @@ def queries():
 def test_nothing_held_out_takes_part(queries):
     assert len(queries) > 4_000
     assert {held_out(d) for query in queries for d in query.positives} == {"train"}
+    documents, owners = training.training_documents()
+    assert len(documents) > 2_000 and documents.keys() == owners.keys()
+    assert {held_out(w) for where in owners.values() for w in where} == {"train"}
     reports = {report.id: report for report in collect_reports(read_catalogue())}
     splits = read_splits()
     asked = [reports[q].text for side in ("dev", "test") for q in splits[side]]
@@ -48,7 +53,12 @@ def test_no_query_names_its_answer(queries):
 def few_queries(monkeypatch, queries):
     chosen = [q for q in queries if q.field == "report"][:30]
     chosen += [q for q in queries if q.field != "report"][:30]
-    monkeypatch.setattr(training, "training_queries", lambda: chosen)
+    documents, owners = training.training_documents()
+    kept = {key for q in chosen for key in q.positives} | set(list(documents)[:30])
+    kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[1000:])
+    few = {key: text for key, text in documents.items() if key in kept}
+    monkeypatch.setattr(training, "training_queries", lambda: list(chosen))
+    monkeypatch.setattr(training, "training_documents", lambda: (few, dict(owners)))
 
 
 def test_a_group_is_one_positive_and_true_negatives(few_queries, tmp_path):
@@ -61,7 +71,8 @@ def test_a_group_is_one_positive_and_true_negatives(few_queries, tmp_path):
         names = [trainer.document_ids[column] for column in group]
         assert len(set(names)) == SMALL.group
         assert names[0] in query.positives
-        assert not set(names[1:]) & (query.positives | query.related)
+        for name in names[1:]:
+            assert not trainer.owners[name] & (query.positives | query.related)
 
 
 def test_an_interrupted_training_gives_the_same_model(few_queries, tmp_path, monkeypatch):
