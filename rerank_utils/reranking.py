@@ -187,29 +187,35 @@ def _require_finite(pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> Non
 
 def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[dict]:
     """Pairs as FlagReranker builds them: a query has at most 3/4 of the length, then the
-    document is cut."""
+    document is cut. Each distinct text is prepared once."""
     tokenizer, limit = reranker.tokenizer, reranker.max_length
-    query_limit = reranker.query_max_length or limit * 3 // 4
     texts = reranker.get_detailed_inputs([list(pair) for pair in pairs])
-    queries = {query: None for query, _ in texts}
-    for query, ids in zip(queries, _ids(tokenizer, queries), strict=True):
-        cut = len(ids) > query_limit
-        queries[query] = _decode(tokenizer, ids[:query_limit]) if cut else query
+    queries = _prepared(
+        tokenizer, [t[0] for t in texts], reranker.query_max_length or limit * 3 // 4
+    )
+    documents = _prepared(tokenizer, [t[1] for t in texts], limit)
     tokens = tokenizer(
         [queries[query] for query, _ in texts],
-        [document for _, document in texts],
+        [documents[document] for _, document in texts],
         truncation="only_second",
         max_length=limit,
     )
     return [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
 
 
-def _decode(tokenizer: Any, ids: list[int]) -> str:
-    return tokenizer.decode(ids, clean_up_tokenization_spaces=False)
+def _prepared(tokenizer: Any, texts: Iterable[str], limit: int) -> dict[str, str]:
+    """Text -> the text after cutting it to `limit` tokens and decoding them.
 
-
-def _ids(tokenizer: Any, texts: Iterable[str]) -> list[list[int]]:
-    return tokenizer(list(texts), add_special_tokens=False, verbose=False)["input_ids"]
+    FlagReranker takes this way round with every text. It matters where decoding does not give
+    back the same text, as with characters that the vocabulary lacks.
+    """
+    distinct = list(dict.fromkeys(texts))
+    ids = tokenizer(distinct, add_special_tokens=False, truncation=True, max_length=limit)
+    decoded = (
+        tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        for row in ids["input_ids"]
+    )
+    return dict(zip(distinct, decoded, strict=True))
 
 
 def rerank(

@@ -14,6 +14,7 @@ from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
 from rerank_utils.evaluation import evaluate
 from rerank_utils.indexing import build_index
 from rerank_utils.reranking import load_reranker, rerank
+from rerank_utils.run import Run
 
 ROOT = Path(__file__).parent.parent
 NOTEBOOK = ROOT / "notebooks" / "00_quickstart.ipynb"
@@ -34,39 +35,45 @@ def test_readme_and_notebook_show_the_same_lines(cells):
     assert any(code_to_copy() in cell.source for cell in cells)
 
 
-def test_the_lines_run_and_give_what_the_helpers_give(tiny_reranker_folder):
+def test_the_lines_run_and_give_what_the_helpers_give(tiny_reranker_folder, capsys):
     """The literal code with local folders for the names; CLS pooling is FlagModel's default."""
-    collection = load_cwe().split("dev", 3)
-    corpus, queries = list(collection.documents.values())[:60], list(collection.queries.values())
-    code = code_to_copy()
+    collection = load_cwe().split("dev", 6)
+    names = list(dict.fromkeys(d for grades in collection.qrels.values() for d in grades))
+    names += [d for d in collection.documents if d not in names][:54]
+    corpus = [collection.documents[d] for d in names]
+    row = {name: i for i, name in enumerate(names)}
+    code = code_to_copy().replace('device = "cuda:0"', 'device = "cpu"')
     for name, folder in (
         ("BAAI/bge-base-en-v1.5", minilm_path()),
         ("BAAI/bge-reranker-large", tiny_reranker_folder),
     ):
         assert code.count(f'"{name}"') == 1
         code = code.replace(f'"{name}"', repr(str(folder)))
-    scope = {"corpus": corpus, "queries": queries}
+    scope = {
+        "corpus": corpus,
+        "queries": list(collection.queries.values()),
+        "relevant": [{row[d] for d in grades} for grades in collection.qrels.values()],
+    }
     exec(code, scope)
 
-    instruction = scope["instruction"]
     with pytest.warns(UserWarning, match="not made for 'cls'"):
-        embedder = load_embedder(minilm_path(), "cls", instruction, 512, "cpu")
-    names = list(collection.documents)[:60]
+        embedder = load_embedder(minilm_path(), "cls", scope["instruction"], 512, "cpu")
     index = build_index(embed_documents(embedder, corpus), names)
-    first = index.search(list(collection.queries), embed_queries(embedder, queries), 50)
+    query_vectors = embed_queries(embedder, scope["queries"])
+    first = index.search(list(collection.queries), query_vectors, 50)
     reranker = load_reranker(tiny_reranker_folder, 512, "cpu")
     after = rerank(first, collection.queries, collection.documents, reranker, 50)
-    theirs = [[names[i] for i in row] for row in scope["reranked"]]
-    # FlagModel rounds to half precision (use_fp16), so a near tie at rank 50 may differ
-    for ours, other in zip(after.doc_ids.tolist(), theirs, strict=True):
-        assert np.mean([a == b for a, b in zip(ours[:10], other[:10], strict=True)]) >= 0.8
-        assert len(set(ours) & set(other)) >= 48
+    assert first.doc_ids.tolist() == [[names[i] for i in ids] for ids in scope["ids"]]
+    assert after.doc_ids.tolist() == [[names[i] for i in ids] for ids in scope["reranked"]]
+    for run, ids in ((first, "ids"), (after, "reranked")):
+        ours = evaluate(run, collection.qrels, ["R@10", "RR@10"]).means()
+        theirs = scope["recall_and_mrr"](scope[ids])
+        assert theirs == pytest.approx(tuple(ours.values()))
+    assert "after:" in capsys.readouterr().out
 
 
 def test_recall_and_mrr_of_the_notebook_are_those_of_the_helper(cells):
     """The tagged cell, on random rankings, against `evaluate`."""
-    from rerank_utils.run import Run
-
     taught = [c.source for c in cells if "taught:recall" in c.metadata.get("tags", [])]
     assert len(taught) == 1
     rng = np.random.default_rng(0)

@@ -189,7 +189,10 @@ def pairs(collection, texts):
     return [*pairs, (long, texts[0]), (queries[0], long), ("?!", 'naïve "quoted" don\'t ')]
 
 
-def test_scores_are_those_of_compute_score(reranker, pairs):
+@pytest.mark.parametrize("layout", ["tiny_reranker_folder", "tiny_xlmr_folder"])
+def test_scores_are_those_of_compute_score(layout, pairs, request):
+    """BERT, as the packaged reranker, and XLM-RoBERTa, as the BGE rerankers."""
+    reranker = load_reranker(request.getfixturevalue(layout), max_length=128, device="cpu")
     theirs = reranker.compute_score([list(pair) for pair in pairs], batch_size=8)
     assert np.std(theirs) > 0.01
     np.testing.assert_allclose(score_pairs(reranker, pairs), theirs, atol=1e-4)
@@ -281,6 +284,12 @@ def test_a_length_the_model_cannot_read_is_refused(tiny_reranker_folder, length)
         load_reranker(tiny_reranker_folder, length, "cpu")
     with pytest.raises(ValueError, match=sentence):
         load_embedder(minilm_path(), "mean", max_length=length, device="cpu")
+
+
+def test_positions_of_xlmr_start_after_padding(tiny_xlmr_folder):
+    assert load_reranker(tiny_xlmr_folder, 512, "cpu").max_length == 512
+    with pytest.raises(ValueError, match="from 8 to 512 tokens"):
+        load_reranker(tiny_xlmr_folder, 513, "cpu")
 
 
 def test_an_embedder_is_no_reranker():
