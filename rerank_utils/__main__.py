@@ -21,12 +21,12 @@ examples:
   python -m rerank_utils
   python -m rerank_utils --split test --queries 0
   python -m rerank_utils --profile msmarco
-  python -m rerank_utils --collection my_data --depth 20 --max-length 512 \\
+  python -m rerank_utils --collection my_data --depth 20 \\
       --embedder BAAI/bge-base-en-v1.5 --pooling cls --reranker BAAI/bge-reranker-base \\
       --instruction "Represent this sentence for searching relevant passages: "
 
-The offline profile takes the first 100 dev queries, reranks 50 candidates of each and cuts texts
-at 256 tokens; msmarco cuts at 512. Your own data: all queries of the split "test".
+The offline profile takes the first 100 dev queries and reranks 50 candidates of each. Your own
+data: all queries of the split "test".
 """
 
 
@@ -52,7 +52,13 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument("--pooling", choices=("cls", "mean"), help="cls for BGE, mean for MiniLM")
     how.add_argument("--instruction", help="text put before each query, with its blank at the end")
     how.add_argument("--reranker", metavar="MODEL", help="model folder or name on the hub")
-    how.add_argument("--max-length", type=int, metavar="T", help="tokens a text or pair may have")
+    how.add_argument(
+        "--max-length",
+        type=int,
+        metavar="T",
+        default=512,
+        help="tokens at which the named models cut (default: 512; packaged ones know theirs)",
+    )
     how.add_argument("--depth", type=int, metavar="D", help="candidates a query to rerank")
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where files go (default: artifacts/<profile>)"
@@ -63,7 +69,8 @@ def build_parser() -> argparse.ArgumentParser:
 def chosen_profile(options: argparse.Namespace) -> Profile:
     """The profile, changed by what the command line says.
 
-    Another embedder brings its own pooling, and no instruction unless one is given.
+    Another embedder brings its own pooling, and no instruction unless one is given; models named
+    here cut at --max-length.
 
     Raises:
         ValueError: both a profile and a collection, an unknown profile, or another embedder
@@ -72,7 +79,7 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
     if options.collection and options.profile:
         raise ValueError("Give --profile or --collection, not both.")
     name = f"beir:{options.collection}" if options.collection else options.profile
-    names = ("split", "embedder", "pooling", "instruction", "reranker", "max_length", "depth")
+    names = ("split", "embedder", "pooling", "instruction", "reranker", "depth")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.embedder:
         if not options.pooling:
@@ -81,6 +88,9 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
                 "sign of it: cls for BGE models, mean for MiniLM and its like."
             )
         changes.setdefault("instruction", None)
+        changes["embedder_length"] = options.max_length
+    if options.reranker:
+        changes["reranker_length"] = options.max_length
     if options.queries is not None:
         changes["queries"] = options.queries or None
     return replace(get_profile(name), **changes)

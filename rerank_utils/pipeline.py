@@ -132,7 +132,7 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
         collection = profile.load().split(profile.split, profile.queries)
     first_stage = retrieve(profile, collection, artifacts, seconds, cached)
     with _timed(seconds, "rerank"):
-        reranker = load_reranker(locate(profile.reranker), profile.max_length)
+        reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
         cache = score_cache(profile, artifacts)
         known = len(cache)
         reranked = rerank(
@@ -180,8 +180,10 @@ def retrieve(
     texts = list(collection.documents.values())
     with _timed(seconds, "embed"):
         model = locate(profile.embedder)
-        embedder = load_embedder(model, profile.pooling, profile.instruction, profile.max_length)
-        key = _key([fingerprint(model), profile.pooling, str(profile.max_length), *texts])
+        embedder = load_embedder(
+            model, profile.pooling, profile.instruction, profile.embedder_length
+        )
+        key = _key([fingerprint(model), profile.pooling, str(profile.embedder_length), *texts])
         store = artifacts / "cache" / f"vectors-{key}.npy"
         if cached is not None and store.exists():
             cached.append("embed")
@@ -195,7 +197,7 @@ def retrieve(
 
 def score_cache(profile: Profile, artifacts: Path = ARTIFACTS) -> ScoreCache:
     """Where the pair scores of a profile's reranker are kept."""
-    key = _key([fingerprint(locate(profile.reranker)), str(profile.max_length)])
+    key = _key([fingerprint(locate(profile.reranker)), str(profile.reranker_length)])
     return ScoreCache(artifacts / "cache" / f"scores-{key}.txt")
 
 

@@ -31,7 +31,7 @@ class Profile:
         load: gives the collection.
         embedder, reranker: a packaged model, a hub name or a folder.
         pooling, instruction: see `embedding.load_embedder`.
-        max_length: tokens, for embedder and reranker.
+        embedder_length, reranker_length: tokens after which a text or a pair is cut.
         split: which queries.
         queries: how many of them; None for all.
         depth: candidates a query that are reranked.
@@ -43,7 +43,8 @@ class Profile:
     reranker: str
     pooling: str = "cls"
     instruction: str | None = None
-    max_length: int = 512
+    embedder_length: int = 512
+    reranker_length: int = 512
     split: str = "test"
     queries: int | None = None
     depth: int = 50
@@ -61,7 +62,8 @@ OFFLINE = Profile(
     embedder=PACKAGED_EMBEDDER,
     pooling="mean",
     reranker=PACKAGED_RERANKER,
-    max_length=bundled.MAX_LENGTH,
+    embedder_length=256,
+    reranker_length=bundled.MAX_LENGTH,
     split="dev",
     queries=100,
 )

@@ -29,7 +29,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, softmax
 from tqdm import tqdm
 
-from .bundled import MANIFEST, file_sha256, merge, minilm_path, untrained_reranker
+from .bundled import MANIFEST, MAX_LENGTH, file_sha256, merge, minilm_path, untrained_reranker
 from .cwe import (
     Weakness,
     clean_report,
@@ -68,9 +68,7 @@ class Recipe:
     warmup: int = 100
     distil_only: float = 0.2
     label_weight: float = 0.5
-    max_length: int = 128
-    late_max_length: int = 224
-    late: float = 0.75
+    max_length: int = MAX_LENGTH
     rank: int = 64
     alpha: int = 32
     save_every: int = 100
@@ -358,7 +356,6 @@ class Trainer:
         self, step, rng, query_vectors, document_vectors, model, optimizer, schedule
     ) -> tuple[float, float]:
         recipe = self.recipe
-        late = step >= recipe.late * recipe.steps
         summaries = recipe.queries_per_step - recipe.reports_per_step - recipe.sentences_per_step
         batch = rng.sample(self.reports, recipe.reports_per_step)
         batch += rng.sample(self.sentences, recipe.sentences_per_step)
@@ -370,8 +367,7 @@ class Trainer:
             for i, group in zip(batch, groups, strict=True)
             for column in group
         ]
-        length = recipe.late_max_length if late else recipe.max_length
-        logits = self._score(model, pairs, length).view(len(batch), -1)
+        logits = self._score(model, pairs).view(len(batch), -1)
         aim = torch.from_numpy(np.take_along_axis(teacher, np.array(groups), 1))
         aim = aim / recipe.temperature
         distil = kl_div(
@@ -407,13 +403,13 @@ class Trainer:
     def _owned(self, column: int, weaknesses: frozenset[str]) -> bool:
         return not weaknesses.isdisjoint(self.owners[self.document_ids[column]])
 
-    def _score(self, model, pairs: list[tuple[str, str]], max_length: int) -> torch.Tensor:
+    def _score(self, model, pairs: list[tuple[str, str]]) -> torch.Tensor:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""
         encoded = self.tokenizer(
             [query for query, _ in pairs],
             [document for _, document in pairs],
             truncation="longest_first",  # a few sentences alone are longer than the window
-            max_length=max_length,
+            max_length=self.recipe.max_length,
         )
         lengths = np.array([len(ids) for ids in encoded["input_ids"]])
         order = np.argsort(lengths, kind="stable")

@@ -152,6 +152,17 @@ def test_another_embedder_takes_no_instruction_from_the_profile():
     assert (profile.embedder, profile.pooling, profile.instruction) == ("x", "mean", None)
 
 
+def test_named_models_cut_at_max_length_and_packaged_ones_where_they_were_made_to():
+    def lengths(*arguments):
+        profile = chosen_profile(build_parser().parse_args(arguments))
+        return profile.embedder_length, profile.reranker_length
+
+    assert lengths() == (256, 128)
+    assert lengths("--reranker", "x") == (256, 512)
+    assert lengths("--reranker", "x", "--max-length", "64") == (256, 64)
+    assert lengths("--embedder", "x", "--pooling", "cls") == (512, 128)
+
+
 def test_an_unknown_profile_is_refused():
     for name in ("nonsense", "beir:"):
         with pytest.raises(ValueError, match="Unknown profile"):

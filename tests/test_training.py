@@ -21,7 +21,6 @@ SMALL = Recipe(
     warmup=1,
     distil_only=0.5,
     max_length=32,
-    late_max_length=40,
     rank=2,
     save_every=2,
     log_every=1,
