@@ -8,3 +8,8 @@ the shipped reranker and `training` how it was made, `profiles` names set-ups, `
 the stages together, `report` makes the README's table. `batching` and `hub` serve embedding and
 reranking.
 """
+
+import warnings
+
+# Bars as text are what the course wants; tqdm would ask every reader to install widgets.
+warnings.filterwarnings("ignore", message="IProgress not found")
