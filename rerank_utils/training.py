@@ -21,6 +21,7 @@ import re
 import time
 from collections import defaultdict
 from dataclasses import asdict, dataclass
+from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -160,6 +161,7 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
     return documents, {key: frozenset(where) for key, where in owners.items()}
 
 
+@cache
 def docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
     """(summary, the rest) of docstrings in installed packages, read without importing them.
 
