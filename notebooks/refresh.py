@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 
 import nbformat
+from contents import write
 from nbclient import NotebookClient
 
 FOLDER = Path(__file__).parent
@@ -17,7 +18,10 @@ def without_progress_bars(cell: dict) -> dict:
     kept = []
     for output in cell.get("outputs", []):
         if output.get("name") != "stderr":
-            kept.append(output)
+            if kept and output.get("name") == "stdout" == kept[-1].get("name"):
+                kept[-1]["text"] += output["text"]  # one text came in several pieces
+            else:
+                kept.append(output)
             continue
         lines = re.split(r"[\r\n]+", output["text"])
         loud = [line for line in lines if line.strip() and not PROGRESS.search(line)]
@@ -49,3 +53,4 @@ if __name__ == "__main__":
     chosen = [FOLDER / name for name in sys.argv[1:]] or sorted(FOLDER.glob("[0-9]*.ipynb"))
     for path in chosen:
         refresh(path)
+    write()

@@ -62,8 +62,9 @@ class Recipe:
     reports_per_step: int = 2
     sentences_per_step: int = 1
     group: int = 12
-    random_negatives: int = 3
+    random_negatives: int = 2
     mined_ranks: int = 60
+    mined_passages: int = 3
     docstrings: int = 4000
     rate: float = 3e-4
     warmup: int = 100
@@ -383,18 +384,21 @@ class Trainer:
     def _group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
         """One positive, then mined negatives, then random ones, as document columns.
 
-        Half of what is mined for a report or a sentence are documents, half other passages.
+        What is mined for a report or a sentence are documents and a few other passages.
         """
         recipe, asked = self.recipe, self.queries[query]
         wrong = asked.positives | asked.related
         order = np.argsort(-scores)
         mined: list[int] = []
-        kinds = ["docstring"] if asked.field == "docstring" else ["CWE", "passage"]
         wanted = recipe.group - 1 - recipe.random_negatives
-        for place, kind in enumerate(kinds):
+        if asked.field == "docstring":
+            shares = {"docstring": wanted}
+        else:
+            shares = {"CWE": wanted - recipe.mined_passages, "passage": recipe.mined_passages}
+        for kind, share in shares.items():
             first = order[self.kind[order] == kind][: recipe.mined_ranks].tolist()
             allowed = [c for c in first if not self._owned(c, wrong)]
-            mined += rng.sample(allowed, (wanted + place) // len(kinds))
+            mined += rng.sample(allowed, share)
         others: list[int] = []
         while len(others) < recipe.random_negatives:
             column = rng.randrange(len(scores))

@@ -118,3 +118,19 @@ def beir_folder(tmp_path) -> Path:
 
 def write_lines(path: Path, records: list[dict]) -> None:
     path.write_text("".join(json.dumps(record) + "\n" for record in records))
+
+
+@pytest.fixture(scope="session")
+def taught():
+    """taught("03_reranking", "score"): the source of the one cell that is tagged so."""
+    import nbformat
+
+    notebooks = Path(__file__).parent.parent / "notebooks"
+
+    def source(notebook: str, what: str) -> str:
+        cells = nbformat.read(notebooks / f"{notebook}.ipynb", as_version=4).cells
+        tag = f"taught:{what}"
+        (found,) = (cell.source for cell in cells if tag in cell.metadata.get("tags", []))
+        return found
+
+    return source
