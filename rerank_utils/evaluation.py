@@ -230,16 +230,21 @@ _FUNCTIONS: dict[str, Callable] = {
 }
 
 
-def compare(before: Evaluation, after: Evaluation, measure: str, seed: int = 0) -> Comparison:
+def compare(
+    before: Evaluation, after: Evaluation, measure: str, seed: int = 0, resamples: int = 9_999
+) -> Comparison:
     """Whether `after` differs from `before`, query by query.
 
     Args:
         before, after: evaluations of two runs on the same qrels.
         measure: a measure that both hold.
-        seed: of the bootstrap and the permutation test (9,999 resamples each).
+        seed: of the bootstrap (9,999 resamples) and the permutation test.
+        resamples: of the permutation test; the smallest p it can give is 2 / (resamples + 1).
+            If there are no more ways to swap than that, all are counted and p is exact.
 
     Raises:
         ValueError: different queries, or fewer than two, for which there is no test.
+        KeyError: one of them lacks the measure.
     """
     from scipy.stats import bootstrap, permutation_test
 
@@ -250,14 +255,16 @@ def compare(before: Evaluation, after: Evaluation, measure: str, seed: int = 0) 
     gain = after.values[measure] - before.values[measure]
     outcome = {"wins": gain > 0, "ties": gain == 0, "losses": gain < 0}
     counts = {name: int(hits.sum()) for name, hits in outcome.items()}
-    if not gain.any():
+    moved = gain[gain != 0]  # swapping equal values changes nothing: the test can do without
+    if not len(moved):
         return Comparison(measure, 0.0, 0.0, 0.0, 1.0, **counts)
     rng = np.random.default_rng(seed)
-    options = {"n_resamples": 9_999, "vectorized": True, "rng": rng, "batch": 1_000}
-    interval = bootstrap((gain,), np.mean, method="percentile", **options).confidence_interval
-    test = permutation_test(
-        (gain,), np.mean, permutation_type="samples", alternative="two-sided", **options
-    )
-    return Comparison(
-        measure, float(gain.mean()), *map(float, interval), float(test.pvalue), **counts
-    )
+    options = {"vectorized": True, "rng": rng, "batch": 1_000}
+    interval = bootstrap(
+        (gain,), np.mean, method="percentile", n_resamples=9_999, **options
+    ).confidence_interval
+    p = 1.0  # one query that moved can be swapped or not, which says nothing
+    if len(moved) > 1:
+        kind = {"permutation_type": "samples", "alternative": "two-sided"}
+        p = permutation_test((moved,), np.sum, n_resamples=resamples, **kind, **options).pvalue
+    return Comparison(measure, float(gain.mean()), *map(float, interval), float(p), **counts)

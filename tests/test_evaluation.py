@@ -198,6 +198,17 @@ def test_p_is_the_share_of_sign_flips():
     assert found.p == pytest.approx(exact, abs=1e-9)
 
 
+def test_ties_change_no_p_and_one_query_that_moved_says_nothing():
+    gain = np.array([0.3, 0.1, -0.05, 0.2, 0.15])
+    alone = compare(evaluation(np.zeros(5)), evaluation(gain), "AP")
+    with_ties = np.concatenate([gain, np.zeros(40)])
+    among = compare(evaluation(np.zeros(45)), evaluation(with_ties), "AP")
+    assert among.p == alone.p == 0.125  # 4 of 32 ways to swap are as far from 0
+    assert (among.ties, among.difference) == (40, pytest.approx(0.7 / 45))
+    single = compare(evaluation(np.zeros(3)), evaluation([0.0, 0.5, 0.0]), "AP")
+    assert (single.p, single.wins) == (1.0, 1) and single.low == 0.0
+
+
 def test_a_test_needs_the_same_queries_and_more_than_one():
     with pytest.raises(ValueError, match="at least two queries"):
         compare(evaluation([0.1]), evaluation([0.2]), "AP")

@@ -28,6 +28,7 @@ ROOMS = {
     "reranking": NOUNS | TOOLS,
     "fusion": NOUNS,
     "evaluation": NOUNS,
+    "experiment": NOUNS | {"evaluation"},
     "plotting": {"evaluation"},
     "bundled": set(),
     "checks": set(),
@@ -113,7 +114,7 @@ def test_links_of_the_readme_resolve():
 
 
 def test_no_machine_path_or_registry_in_a_file():
-    folders = ("notebooks", "rerank_utils", "tests", ".ci")
+    folders = ("notebooks", "rerank_utils", "tests", "benchmarks", ".ci")
     files = [path for path in ROOT.iterdir() if path.is_file()]
     files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     texts = [p for p in files if p.suffix not in {".safetensors", ".png", ".pyc"}]
