@@ -25,6 +25,7 @@ ROOMS = {
     "loaders": {"collection", "cwe", "hub"},
     "embedding": TOOLS,
     "indexing": NOUNS,
+    "lexical": NOUNS,
     "reranking": NOUNS | TOOLS,
     "fusion": NOUNS,
     "evaluation": NOUNS,
@@ -55,6 +56,7 @@ def test_import_is_light():
         "import sys, time; start = time.perf_counter();"
         "import rerank_utils, rerank_utils.pipeline;"
         "heavy = {'torch', 'transformers', 'faiss', 'datasets', 'FlagEmbedding', 'matplotlib'};"
+        "heavy |= {'bm25s', 'scipy'};"
         "print(time.perf_counter() - start, sorted(heavy & set(sys.modules)))"
     )
     seconds, heavy = min(
