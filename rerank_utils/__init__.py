@@ -1,12 +1,13 @@
 """Helpers of the course on two-stage retrieval. Data flows one way through these rooms:
 
     loaders, cwe -> Collection -> embedding -> indexing -> Run -> reranking -> Run -> evaluation
-    -> Evaluation -> plotting
+    -> Evaluation -> experiment, analysis -> plotting
 
-The nouns are in `collection`, `run` and `evaluation`. `fusion` mixes two runs, `bundled` holds
-the shipped reranker and `training` how it was made, `profiles` names set-ups, `pipeline` strings
-the stages together, `report` makes the README's table. `batching` and `hub` serve embedding and
-reranking.
+The nouns are in `collection`, `run` and `evaluation`. `lexical` makes a Run with BM25, `fusion`
+makes one of several. `experiment` tests runs against a baseline, `analysis` looks at single
+queries. `bundled` holds the shipped reranker and `training` how it was made, `profiles` names
+set-ups, `pipeline` strings the stages together, `report` makes the README's table. `batching` and
+`hub` serve embedding and reranking.
 """
 
 import warnings

@@ -1,13 +1,13 @@
 """Evaluation: a Run and its judgments to measures, for each query and on average.
 
-Measures carry the names of ir-measures and follow trec_eval: the mean goes over all judged
-queries, and a judged query without results counts 0.
+Measures carry the names of ir-measures and follow trec_eval; `evaluate` lists the conventions.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import chain, compress
 
 import numpy as np
 
@@ -68,10 +68,9 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> Eval
 
     Args:
         run: ranked lists; queries that are not judged are left out.
-        qrels: query id -> document id -> grade. A grade above 0 is relevant; documents that
-            are not judged count as not relevant.
+        qrels: query id -> document id -> grade.
         measures: names among `nDCG@k`, `RR@k`, `R@k`, `Success@k`, `P@k`, each with or without
-            "@k", and `AP`.
+            "@k" (`P` always with it), and `AP`.
 
     Returns:
         With grade g, rank i from 1, n relevant documents in the qrels, sums over i <= k:
@@ -80,78 +79,140 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> Eval
         order of all judged documents, DCG = sum of max(g, 0) / log2(i + 1) (Järvelin and
         Kekäläinen 2002, gains as trec_eval has them).
 
+        Conventions, those of trec_eval with the option -c, and of ir-measures:
+
+        - A grade of 1 or more is relevant. A grade of 0, a negative one and no grade at all
+          count alike: not relevant, gain 0.
+        - A judged query without a ranking, with an empty one, or without any relevant document
+          counts 0 and stays in the mean. A query that nobody judged is left out.
+        - A list shorter than k is not filled up: R@k and nDCG@k see what is there, P@k still
+          divides by k.
+        - Equal scores are ordered by document id, the larger first; scores are float32, as in
+          trec_eval, so what differs only beyond seven digits is equal.
+
     Raises:
-        ValueError: unknown measure, no judgments, or no query in common.
+        ValueError: unknown measure, no judgments, an empty run, no query in common, or a
+            relevant document that stands twice in a ranking.
     """
     functions = {measure: _parse(measure) for measure in measures}
     if not qrels:
         raise ValueError("The qrels are empty: there is nothing to evaluate against.")
-    gains = _gains(run, qrels)
-    ideals = [np.sort(np.maximum(list(grades.values()), 0))[::-1] for grades in qrels.values()]
-    depth = max(len(ideal) for ideal in ideals)
-    ideal = np.array([np.pad(row, (0, depth - len(row))) for row in ideals], dtype=np.float64)
-    values = {measure: function(gains, ideal) for measure, function in functions.items()}
+    if not len(run):
+        raise ValueError(f"The run {run.name!r} is empty: it holds no query.")
+    found, ideal = _found(run, qrels), _ideal(qrels)
+    values = {measure: function(found, ideal) for measure, function in functions.items()}
     return Evaluation(run.name, list(qrels), values)
 
 
-def _gains(run: Run, qrels: Qrels) -> np.ndarray:
-    """(judged queries, k) float64 grades in the order of the run; zeros where it has nothing."""
-    rows = {query: row for row, query in enumerate(run.query_ids)}
-    common = [query for query in qrels if query in rows]
-    if not common:
+@dataclass(frozen=True)
+class _Hits:
+    """Relevant documents in ranked lists, one entry each, by query and then by rank.
+
+    Attributes:
+        rows: (H,) the query, as a row number.
+        ranks: (H,) from 1.
+        gains: (H,) float64 grades, all above 0.
+        queries: number of rows, also of those without an entry.
+    """
+
+    rows: np.ndarray
+    ranks: np.ndarray
+    gains: np.ndarray
+    queries: int
+
+    @classmethod
+    def gather(cls, lists: Iterable[tuple[Sequence[int], Sequence[float]]]) -> _Hits:
+        """From (ranks, gains) of each query."""
+        ranks, gains = zip(*lists, strict=True)
+        rows = np.repeat(np.arange(len(ranks)), [len(row) for row in ranks])
+        flat = (np.fromiter(chain.from_iterable(x), dtype=np.float64) for x in (ranks, gains))
+        return cls(rows, *flat, len(ranks))
+
+    def cut(self, k: int | None) -> _Hits:
+        """Those at ranks up to k."""
+        keep = self.ranks <= (k or np.inf)
+        return _Hits(self.rows[keep], self.ranks[keep], self.gains[keep], self.queries)
+
+    def sum(self, values: np.ndarray | None = None) -> np.ndarray:
+        """(queries,) float64: the sum of one value an entry, or the number of entries."""
+        return np.bincount(self.rows, values, self.queries).astype(np.float64)
+
+
+def _found(run: Run, qrels: Qrels) -> _Hits:
+    """Where the run has its relevant documents."""
+    row_of = {query: row for row, query in enumerate(run.query_ids)}
+    if not any(query in row_of for query in qrels):
         raise ValueError(
             f"The run {run.name!r} and the qrels have no query in common: were they made from "
             "the same collection?"
         )
-    gains = np.zeros((len(qrels), run.doc_ids.shape[1]))
-    for target, (query, grades) in enumerate(qrels.items()):
-        if query in rows:
-            documents = run.doc_ids[rows[query]]
-            gains[target] = [max(grades.get(document, 0), 0) for document in documents]
-    return gains
+    places = range(run.doc_ids.shape[1])
+    lists = []
+    for query, grades in qrels.items():
+        relevant = {document for document, grade in grades.items() if grade > 0 and document}
+        ranking = run.doc_ids[row_of[query]].tolist() if query in row_of and relevant else ()
+        # `map` and `compress` keep this loop over all documents out of the interpreter.
+        hits = list(compress(places, map(relevant.__contains__, ranking)))
+        if len({ranking[place] for place in hits}) < len(hits):
+            raise ValueError(
+                f"A document stands twice in the ranking of query {query!r} in the run "
+                f"{run.name!r}: keep its better place."
+            )
+        lists.append(([place + 1 for place in hits], [grades[ranking[place]] for place in hits]))
+    return _Hits.gather(lists)
 
 
-def _parse(measure: str) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """From a name to a function of (gains, ideal gains)."""
-    name, _, cutoff = measure.partition("@")
-    if name not in _FUNCTIONS or (cutoff and not (cutoff.isdigit() and int(cutoff))):
+def _ideal(qrels: Qrels) -> _Hits:
+    """The best ranking there could be: all relevant documents, highest grade first."""
+    gains = [
+        sorted((g for g in grades.values() if g > 0), reverse=True) for grades in qrels.values()
+    ]
+    return _Hits.gather((range(1, len(row) + 1), row) for row in gains)
+
+
+def _parse(measure: str) -> Callable[[_Hits, _Hits], np.ndarray]:
+    """From a name to a function of what was found and of the ideal."""
+    name, at, cutoff = measure.partition("@")
+    valid = cutoff.isdecimal() and cutoff.isascii() and int(cutoff) > 0
+    if name not in _FUNCTIONS or (at and not valid):
         known = ", ".join(f"{known}@k" for known in _FUNCTIONS)
         raise ValueError(f"Unknown measure {measure!r}: choose among {known}; k is 1 or more.")
     if name == "P" and not cutoff:
         raise ValueError("P needs a cutoff, such as P@10.")
     k = int(cutoff) if cutoff else None
-    return lambda gains, ideal: _FUNCTIONS[name](gains[:, :k], ideal, k)
+    return lambda found, ideal: _FUNCTIONS[name](found.cut(k), ideal, k)
 
 
-def _recall(gains: np.ndarray, ideal: np.ndarray, k: int | None) -> np.ndarray:
-    return _ratio((gains > 0).sum(1), (ideal > 0).sum(1))
+def _recall(found: _Hits, ideal: _Hits, k: int | None) -> np.ndarray:
+    return _ratio(found.sum(), ideal.sum())
 
 
-def _success(gains: np.ndarray, ideal: np.ndarray, k: int | None) -> np.ndarray:
-    return (gains > 0).any(1).astype(np.float64)
+def _success(found: _Hits, ideal: _Hits, k: int | None) -> np.ndarray:
+    return (found.sum() > 0).astype(np.float64)
 
 
-def _reciprocal_rank(gains: np.ndarray, ideal: np.ndarray, k: int | None) -> np.ndarray:
-    ranks = np.arange(1, gains.shape[1] + 1)
-    return ((gains > 0) / ranks).max(1, initial=0.0)
+def _reciprocal_rank(found: _Hits, ideal: _Hits, k: int | None) -> np.ndarray:
+    best = np.zeros(found.queries)
+    np.maximum.at(best, found.rows, 1 / found.ranks)
+    return best
 
 
-def _precision(gains: np.ndarray, ideal: np.ndarray, k: int) -> np.ndarray:
-    return (gains > 0).sum(1) / k
+def _precision(found: _Hits, ideal: _Hits, k: int) -> np.ndarray:
+    return found.sum() / k
 
 
-def _average_precision(gains: np.ndarray, ideal: np.ndarray, k: int | None) -> np.ndarray:
-    relevant = gains > 0
-    precision = relevant.cumsum(1) / np.arange(1, gains.shape[1] + 1)
-    return _ratio((precision * relevant).sum(1), (ideal > 0).sum(1))
+def _average_precision(found: _Hits, ideal: _Hits, k: int | None) -> np.ndarray:
+    before = np.concatenate([[0], found.sum().cumsum()])  # entries of earlier queries
+    so_far = np.arange(1, len(found.rows) + 1) - before[found.rows]
+    return _ratio(found.sum(so_far / found.ranks), ideal.sum())
 
 
-def _ndcg(gains: np.ndarray, ideal: np.ndarray, k: int | None) -> np.ndarray:
-    return _ratio(_dcg(gains), _dcg(ideal[:, :k]))
+def _ndcg(found: _Hits, ideal: _Hits, k: int | None) -> np.ndarray:
+    return _ratio(_dcg(found), _dcg(ideal.cut(k)))
 
 
-def _dcg(gains: np.ndarray) -> np.ndarray:
-    return (gains / np.log2(np.arange(2, gains.shape[1] + 2))).sum(1)
+def _dcg(hits: _Hits) -> np.ndarray:
+    return hits.sum(hits.gains / np.log2(hits.ranks + 1))
 
 
 def _ratio(part: np.ndarray, whole: np.ndarray) -> np.ndarray:
@@ -169,16 +230,21 @@ _FUNCTIONS: dict[str, Callable] = {
 }
 
 
-def compare(before: Evaluation, after: Evaluation, measure: str, seed: int = 0) -> Comparison:
+def compare(
+    before: Evaluation, after: Evaluation, measure: str, seed: int = 0, resamples: int = 9_999
+) -> Comparison:
     """Whether `after` differs from `before`, query by query.
 
     Args:
         before, after: evaluations of two runs on the same qrels.
         measure: a measure that both hold.
-        seed: of the bootstrap and the permutation test (9,999 resamples each).
+        seed: of the bootstrap (9,999 resamples) and the permutation test.
+        resamples: of the permutation test; the smallest p it can give is 2 / (resamples + 1).
+            If there are no more ways to swap than that, all are counted and p is exact.
 
     Raises:
         ValueError: different queries, or fewer than two, for which there is no test.
+        KeyError: one of them lacks the measure.
     """
     from scipy.stats import bootstrap, permutation_test
 
@@ -189,14 +255,16 @@ def compare(before: Evaluation, after: Evaluation, measure: str, seed: int = 0) 
     gain = after.values[measure] - before.values[measure]
     outcome = {"wins": gain > 0, "ties": gain == 0, "losses": gain < 0}
     counts = {name: int(hits.sum()) for name, hits in outcome.items()}
-    if not gain.any():
+    moved = gain[gain != 0]  # swapping equal values changes nothing: the test can do without
+    if not len(moved):
         return Comparison(measure, 0.0, 0.0, 0.0, 1.0, **counts)
     rng = np.random.default_rng(seed)
-    options = {"n_resamples": 9_999, "vectorized": True, "rng": rng, "batch": 1_000}
-    interval = bootstrap((gain,), np.mean, method="percentile", **options).confidence_interval
-    test = permutation_test(
-        (gain,), np.mean, permutation_type="samples", alternative="two-sided", **options
-    )
-    return Comparison(
-        measure, float(gain.mean()), *map(float, interval), float(test.pvalue), **counts
-    )
+    options = {"vectorized": True, "rng": rng, "batch": 1_000}
+    interval = bootstrap(
+        (gain,), np.mean, method="percentile", n_resamples=9_999, **options
+    ).confidence_interval
+    p = 1.0  # one query that moved can be swapped or not, which says nothing
+    if len(moved) > 1:
+        kind = {"permutation_type": "samples", "alternative": "two-sided"}
+        p = permutation_test((moved,), np.sum, n_resamples=resamples, **kind, **options).pvalue
+    return Comparison(measure, float(gain.mean()), *map(float, interval), float(p), **counts)

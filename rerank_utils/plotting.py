@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .analysis import Movement
 from .evaluation import Evaluation
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 BEFORE, AFTER = "#8a8f98", "#1f5fbf"
+UP, SAME, DOWN = AFTER, BEFORE, "#c4452d"
 
 
 def plot_before_after(before: Evaluation, after: Evaluation, title: str = "") -> Figure:
@@ -47,6 +50,57 @@ def plot_before_after(before: Evaluation, after: Evaluation, title: str = "") ->
     axes.spines[["top", "right", "left"]].set_visible(False)
     axes.tick_params(axis="y", length=0)
     figure.legend(loc="outside lower center", ncols=2, frameon=False)
+    if title:
+        axes.set_title(title, loc="left")
+    return figure
+
+
+def plot_rank_movement(
+    moves: Sequence[Movement], before: str = "first stage", after: str = "reranked", title: str = ""
+) -> Figure:
+    """A line for each relevant document, from its rank before to its rank after.
+
+    Ranks are drawn on a logarithmic axis, best on top, because the first places matter most. A
+    document that a run does not hold stands below the dotted line.
+
+    Args:
+        moves: from `analysis.movements`, all or those of some queries.
+        before, after: names of the two runs.
+        title: printed above.
+
+    Raises:
+        ValueError: there is nothing to draw.
+    """
+    import matplotlib.pyplot as plt
+
+    if not moves:
+        raise ValueError("moves is empty: these queries have no relevant document.")
+    deepest = max([move.before or 1 for move in moves] + [move.after or 1 for move in moves])
+    lost = deepest * 1.6 + 1
+    figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
+    kinds = {"up": (UP, []), "same place": (SAME, []), "down": (DOWN, [])}
+    for move in moves:
+        old, new = (lost if rank is None else rank for rank in (move.before, move.after))
+        kinds["up" if new < old else "down" if new > old else "same place"][1].append((old, new))
+    for name, (colour, pairs) in kinds.items():
+        if pairs:
+            lines = axes.plot([0, 1], np.transpose(pairs), color=colour, alpha=0.5, marker="o")
+            lines[0].set_label(f"{name}: {len(pairs)}")
+    axes.set_yscale("log")
+    axes.set_ylim(lost * 1.25, 0.8)
+    ticks = [rank for rank in (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000) if rank <= deepest]
+    labels = [str(rank) for rank in ticks]
+    if any(None in (move.before, move.after) for move in moves):
+        axes.axhline(deepest * 1.25 + 0.5, color=BEFORE, linestyle=":")
+        ticks, labels = [*ticks, lost], [*labels, "not found"]
+    axes.set_yticks(ticks, labels)
+    axes.minorticks_off()
+    axes.set_xticks([0, 1], [before, after])
+    axes.set_xlim(-0.15, 1.15)
+    axes.set_ylabel("rank of a relevant document")
+    axes.grid(axis="y", alpha=0.25)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=3, frameon=False)
     if title:
         axes.set_title(title, loc="left")
     return figure

@@ -1,97 +1,190 @@
 """Report: the full test split of the offline profile, as the table the README shows.
 
-`python -m rerank_utils.report`. The one choice, the weight of the reranker in the mix, is made
-on dev; on test everything is run once and written down.
+`python -m rerank_utils.report --help`. The two choices, how BM25 and dense are fused and the weight
+of the reranker in the mix, are made on dev; on test everything is run once and written down.
 """
 
 from __future__ import annotations
 
+import argparse
 import json
 import sys
-from dataclasses import replace
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
-from .evaluation import MEASURES, Comparison, Evaluation, compare, evaluate
-from .fusion import interpolate
+from .collection import Collection, Qrels
+from .evaluation import evaluate
+from .experiment import Experiment, Row, experiment, format_p
+from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
 from .hub import quiet_libraries
-from .pipeline import ARTIFACTS, Result, run_pipeline
+from .lexical import search_bm25
+from .pipeline import ARTIFACTS, RUN_DEPTH, Result, run_pipeline, score_cache
 from .plotting import plot_before_after
-from .profiles import OFFLINE
+from .profiles import OFFLINE, Profile, locate
+from .reranking import load_reranker, rerank
+from .run import Run
 
-WEIGHTS = np.round(np.arange(0.1, 1.0, 0.1), 1)
+WEIGHTS = np.round(np.arange(0.1, 1.0, 0.1), 1).tolist()
+FUSIONS: dict[str, Callable[[list[Run]], Run]] = {"RRF": reciprocal_rank_fusion} | {
+    f"{weight:g} dense": lambda runs, w=weight: convex_combination(runs, [1 - w, w])
+    for weight in WEIGHTS
+}
+"""Ways to fuse BM25 and dense, in this order, that dev chooses among."""
+DENSE = "dense (MiniLM, FAISS flat)"
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
+DESCRIPTION = """\
+Evaluate every pipeline of the course on the full test split: BM25, dense and hybrid retrieval, each
+of them reranked, and dense mixed with the reranker. What can be chosen is chosen on the dev split.
+
+The table goes between the markers in README.md, the figure to notebooks/before_after.png, all
+numbers to artifacts/offline/evaluation.json. Call it at the top of the project. Scores of pairs are
+kept in artifacts/cache: an interrupted run goes on where it stopped.
+"""
 
 
-def choose_weight(result: Result) -> tuple[float, dict[float, float]]:
-    """The weight with the highest nDCG@10, and nDCG@10 by weight.
+@dataclass
+class Report:
+    """What the report found.
+
+    Attributes:
+        test: the plain pipeline on test: dense, then reranked.
+        table: every pipeline against dense.
+        fusion: key of `FUSIONS`, chosen on dev.
+        weight: of the reranker in the mix, chosen on dev.
+        dev: what each choice gave on dev.
+    """
+
+    test: Result
+    table: Experiment
+    fusion: str
+    weight: float
+    dev: dict[str, dict]
+
+    def numbers(self) -> dict:
+        """Everything, for a JSON file."""
+        means = {name: found.means() for name, found in self.table.evaluations.items()}
+        dense = means[DENSE]["nDCG@10"]
+        return {
+            "dev": self.dev,
+            "fusion": self.fusion,
+            "weight": self.weight,
+            "test": {
+                "queries": len(self.test.collection.queries),
+                "rows": means,
+                "nDCG@10 as a multiple of dense": {
+                    name: row["nDCG@10"] / dense if dense else None for name, row in means.items()
+                },
+                "comparisons": [asdict(row) for row in self.table.rows],
+                "seconds": self.test.seconds,
+            },
+        }
+
+
+def choose_fusion(runs: list[Run], qrels: Qrels) -> tuple[str, dict[str, dict[str, float]]]:
+    """The fusion with the highest R@50, since it feeds a reranker; where equal, the highest
+    nDCG@10; and both measures by fusion.
 
     Args:
-        result: a pipeline's result on dev queries.
+        runs: BM25 and dense on dev queries.
+        qrels: their judgments.
     """
-    scores = {}
-    for weight in WEIGHTS.tolist():
-        mixed = interpolate(result.first_stage, result.reranked, weight, result.profile.depth)
-        scores[weight] = evaluate(mixed, result.collection.qrels).mean("nDCG@10")
+    scores = {
+        name: evaluate(fuse(runs), qrels, ["R@50", "nDCG@10"]).means()
+        for name, fuse in FUSIONS.items()
+    }
+    return max(scores, key=lambda name: tuple(scores[name].values())), scores
+
+
+def choose_weight(
+    first_stage: Run, reranked: Run, qrels: Qrels, depth: int
+) -> tuple[float, dict[float, float]]:
+    """The weight of the reranker with the highest nDCG@10, and nDCG@10 by weight.
+
+    Args:
+        first_stage, reranked: runs on dev queries.
+        qrels: their judgments.
+        depth: candidates a query that were reranked.
+    """
+    scores = {
+        weight: evaluate(interpolate(first_stage, reranked, weight, depth), qrels).mean("nDCG@10")
+        for weight in WEIGHTS
+    }
     return max(scores, key=scores.__getitem__), scores
 
 
-def full_table() -> tuple[str, dict, Result]:
-    """Run dev and test in full; return the table as Markdown, all numbers, the test result."""
+def make_report(profile: Profile = OFFLINE, artifacts: Path = ARTIFACTS) -> Report:
+    """Choose on the dev split of a profile, then run every pipeline on its test split.
+
+    Args:
+        profile: its split is not used; its number of queries holds for both splits.
+        artifacts: where vectors and scores of pairs are kept. Each pair is scored once, however
+            many first stages find it.
+    """
     dev, test = (
-        run_pipeline(replace(OFFLINE, split=split, queries=None)) for split in ("dev", "test")
+        run_pipeline(replace(profile, split=split), artifacts) for split in ("dev", "test")
     )
-    weight, by_weight = choose_weight(dev)
-    mixed = interpolate(test.first_stage, test.reranked, weight, OFFLINE.depth)
-    rows = {
-        "dense (MiniLM, FAISS flat)": test.before,
-        "dense, top 50 reranked": test.after,
-        f"dense and reranker mixed ({weight:g} reranker, chosen on dev)": evaluate(
-            mixed, test.collection.qrels
+    dev_qrels = dev.collection.qrels
+    fusion, by_fusion = choose_fusion([_bm25(dev.collection), dev.first_stage], dev_qrels)
+    weight, by_weight = choose_weight(dev.first_stage, dev.reranked, dev_qrels, profile.depth)
+    bm25, dense = _bm25(test.collection), test.first_stage
+    hybrid = FUSIONS[fusion]([bm25, dense])
+    depth = profile.depth
+    runs = {
+        "BM25": bm25,
+        DENSE: dense,
+        f"hybrid: BM25 and dense ({fusion}, chosen on dev)": hybrid,
+        f"BM25, top {depth} reranked": _reranked(bm25, test, artifacts),
+        f"dense, top {depth} reranked": test.reranked,
+        f"hybrid, top {depth} reranked": _reranked(hybrid, test, artifacts),
+        f"dense and reranker mixed ({weight:g} reranker, chosen on dev)": interpolate(
+            dense, test.reranked, weight, depth
         ),
     }
-    numbers = {
-        "dev": {
-            "queries": len(dev.collection.queries),
-            "dense": dev.before.means(),
-            "reranked": dev.after.means(),
-            "nDCG@10 by weight": by_weight,
-        },
-        "test": {
-            "queries": len(test.collection.queries),
-            "rows": {name: row.means() for name, row in rows.items()},
-            "seconds": test.seconds,
-        },
-        "weight": weight,
+    chosen = {
+        "queries": len(dev_qrels),
+        "dense": dev.before.means(),
+        "reranked": dev.after.means(),
+        "by fusion": by_fusion,
+        "nDCG@10 by weight": by_weight,
     }
-    return _markdown(rows, len(test.collection.queries)), numbers, test
+    table = experiment(runs, test.collection.qrels, baseline=DENSE)
+    return Report(test, table, fusion, weight, chosen)
 
 
-def _markdown(rows: dict[str, Evaluation], queries: int) -> str:
-    names, evaluations = list(rows), list(rows.values())
-    lines = [
-        "| " + " | ".join(["run", *MEASURES, "nDCG@10 against dense"]) + " |",
-        "|---" * (len(MEASURES) + 2) + "|",
-    ]
-    for name, row in zip(names, evaluations, strict=True):
-        cells = [name, *(f"{row.mean(measure):.3f}" for measure in MEASURES)]
-        cells.append("–" if row is evaluations[0] else _change(evaluations[0], row))
+def _bm25(collection: Collection) -> Run:
+    depth = min(RUN_DEPTH, len(collection.documents))
+    return search_bm25(collection.documents, collection.queries, depth)
+
+
+def _reranked(run: Run, test: Result, artifacts: Path) -> Run:
+    profile, collection = test.profile, test.collection
+    reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
+    cache = score_cache(profile, artifacts)
+    texts = (collection.queries, collection.documents)
+    return rerank(run, *texts, reranker, profile.depth, cache=cache)
+
+
+def as_markdown(table: Experiment) -> str:
+    """The table as the README shows it: a line for each run, a column for each measure."""
+    names = list(table.evaluations)
+    measures = list(table.evaluations[table.baseline].values)
+    lines = ["| " + " | ".join(["run", *measures]) + " |", "|---" * (len(measures) + 1) + "|"]
+    for name in names:
+        cells = [name, *(_cell(table.row(name, measure)) for measure in measures)]
         lines.append("| " + " | ".join(cells) + " |")
-    note = (
-        f"{queries} test queries, whose weaknesses no training query had as an answer; "
-        "difference with 95 % bootstrap interval, two-sided paired permutation test with "
-        "9,999 resamples."
-    )
-    return "\n".join([*lines, "", note])
+    return "\n".join([*lines, "", *table.notes])
 
 
-def _change(dense: Evaluation, row: Evaluation) -> str:
-    found: Comparison = compare(dense, row, "nDCG@10")
-    ratio = row.mean("nDCG@10") / dense.mean("nDCG@10")
-    p = "p < 0.001" if found.p < 0.001 else f"p = {found.p:.3f}"
-    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], × {ratio:.2f}, {p}"
+def _cell(row: Row) -> str:
+    if row.difference is None:
+        return f"{row.mean:.3f}"
+    p = format_p(row.corrected_p)
+    p = f"p {p}" if p.startswith("<") else f"p = {p}"
+    return f"{row.mean:.3f}<br>{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]<br>{p}"
 
 
 def write_between_markers(path: Path, text: str) -> None:
@@ -108,19 +201,45 @@ def write_between_markers(path: Path, text: str) -> None:
     path.write_text(f"{head}{MARKERS[0]}\n{text}\n{MARKERS[1]}{tail}", encoding="utf-8")
 
 
-def main() -> int:
+def main(arguments: list[str] | None = None) -> int:
     """Run, print, and write table and figure of the README; to be called at the project's top."""
+    parser = argparse.ArgumentParser(
+        prog="python -m rerank_utils.report",
+        description=DESCRIPTION,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--queries",
+        type=int,
+        metavar="N",
+        help="only the first N of each split, to try it out; README and figure stay as they are",
+    )
+    options = parser.parse_args(arguments)
+    if options.queries is not None and options.queries < 1:
+        parser.error(f"--queries is {options.queries}: ask for at least one.")
     quiet_libraries()
-    table, numbers, test = full_table()
-    print(f"\n{table}\n")
+    report = make_report(replace(OFFLINE, queries=options.queries))
+    print(f"\n{report.table}\n")
+    print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {report.weight:g}")
+    if options.queries:
+        return 0
     folder = ARTIFACTS / "offline"
     folder.mkdir(parents=True, exist_ok=True)
-    (folder / "evaluation.json").write_text(json.dumps(numbers, indent=1), encoding="utf-8")
+    numbers = json.dumps(report.numbers(), indent=1)
+    (folder / "evaluation.json").write_text(numbers, encoding="utf-8")
+    report.table.to_csv(folder / "evaluation.csv")
+    test = report.test
     test.save(folder / "test")
-    write_between_markers(Path("README.md"), table)
+    split = (
+        f"The {len(test.collection.queries)} queries are the test split: no training query had one "
+        "of their weaknesses as an answer."
+    )
+    write_between_markers(Path("README.md"), f"{as_markdown(report.table)}\n{split}")
     title = f"{len(test.collection.queries)} vulnerability reports of the test split"
     plot_before_after(test.before, test.after, title).savefig(FIGURE, dpi=120)
-    print(f"written: {folder / 'evaluation.json'}, README.md, {FIGURE}")
+    print(
+        f"written: {folder / 'evaluation.json'}, {folder / 'evaluation.csv'}, README.md, {FIGURE}"
+    )
     return 0
 
 

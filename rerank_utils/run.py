@@ -22,12 +22,30 @@ class Run:
         doc_ids: (Q, k) str; "" where there is no document.
         scores: (Q, k) float32.
         name: what the run is called in tables and TREC files.
+
+    Raises:
+        ValueError: shapes that do not match, scores out of order or NaN.
     """
 
     query_ids: np.ndarray
     doc_ids: np.ndarray
     scores: np.ndarray
     name: str = "run"
+
+    def __post_init__(self) -> None:
+        shapes = [np.shape(array) for array in (self.query_ids, self.doc_ids, self.scores)]
+        if shapes[1] != shapes[2] or len(shapes[1]) != 2 or shapes[0] != shapes[1][:1]:
+            raise ValueError(
+                "query_ids, doc_ids and scores have the shapes {}, {} and {}: expected (Q,), "
+                "(Q, k) and (Q, k).".format(*shapes)
+            )
+        sorted_rows = (self.scores[:, :-1] >= self.scores[:, 1:]).all(axis=1)
+        good = sorted_rows & ~np.isnan(self.scores).any(axis=1)
+        if not good.all():
+            raise ValueError(
+                f"The scores of query {self.query_ids[np.argmin(good)]!r} are NaN or not in "
+                "falling order: Run.from_lists sorts a ranking and names what is no number."
+            )
 
     @classmethod
     def from_lists(
@@ -46,8 +64,8 @@ class Run:
             name: see the class.
 
         Raises:
-            ValueError: a query or a document stands twice, lengths do not match, or a score is
-                not a finite number.
+            ValueError: a query or a document stands twice, an id is empty, lengths do not
+                match, or a score is not a finite number.
         """
         documents, values = [list(row) for row in doc_ids], [list(row) for row in scores]
         if not len(query_ids) == len(documents) == len(values):
@@ -63,8 +81,11 @@ class Run:
         for row, (query, ids, given) in enumerate(zip(query_ids, documents, values, strict=True)):
             if len(ids) != len(given):
                 raise ValueError(f"Query {query!r} has {len(ids)} documents, {len(given)} scores.")
-            if len(set(ids)) < len(ids):
+            distinct = set(ids)
+            if len(distinct) < len(ids):
                 raise ValueError(f"A document stands twice in the ranking of query {query!r}.")
+            if "" in distinct:
+                raise ValueError(f"A document in the ranking of query {query!r} has an empty id.")
             score = np.asarray(given, dtype=np.float32)
             if not np.isfinite(score).all():
                 document = ids[int(np.argmin(np.isfinite(score)))]
@@ -72,8 +93,9 @@ class Run:
                     f"The score of query {query!r} and document {document!r} is not a finite "
                     "number: look for NaN in what the model returned."
                 )
-            order = _ranking(np.asarray(ids, dtype=object), score)
-            table[row, : len(ids)] = np.asarray(ids, dtype=object)[order]
+            names = np.asarray(ids, dtype=object)
+            order = _ranking(names, score)
+            table[row, : len(ids)] = names[order]
             numbers[row, : len(ids)] = score[order]
         return cls(np.asarray(query_ids, dtype=object), table, numbers, name)
 
@@ -165,5 +187,9 @@ def rescore(run: Run, scores: Mapping[str, Mapping[str, float]], name: str) -> R
 
 def _ranking(doc_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
     """Positions by score, highest first; equal scores by document id, larger first."""
+    order = np.argsort(-scores, kind="stable")
+    ranked = scores[order]
+    if not (ranked[1:] == ranked[:-1]).any():  # no ties: sorting the ids would be in vain
+        return order
     by_id = np.argsort(doc_ids.astype(str), kind="stable")[::-1]
     return by_id[np.argsort(-scores[by_id], kind="stable")]

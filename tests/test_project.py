@@ -25,10 +25,13 @@ ROOMS = {
     "loaders": {"collection", "cwe", "hub"},
     "embedding": TOOLS,
     "indexing": NOUNS,
+    "lexical": NOUNS,
     "reranking": NOUNS | TOOLS,
     "fusion": NOUNS,
     "evaluation": NOUNS,
-    "plotting": {"evaluation"},
+    "experiment": NOUNS | {"evaluation"},
+    "analysis": NOUNS | {"evaluation"},
+    "plotting": {"analysis", "evaluation"},
     "bundled": set(),
     "checks": set(),
     "zoo": set(),
@@ -55,6 +58,7 @@ def test_import_is_light():
         "import sys, time; start = time.perf_counter();"
         "import rerank_utils, rerank_utils.pipeline;"
         "heavy = {'torch', 'transformers', 'faiss', 'datasets', 'FlagEmbedding', 'matplotlib'};"
+        "heavy |= {'bm25s', 'scipy'};"
         "print(time.perf_counter() - start, sorted(heavy & set(sys.modules)))"
     )
     seconds, heavy = min(
@@ -114,9 +118,7 @@ def test_links_of_the_readme_resolve():
 
 
 def test_no_machine_path_or_registry_in_a_file():
-    folders = ("notebooks", "rerank_utils", "tests", ".ci")
-    if (ROOT / "benchmarks").exists():
-        folders += ("benchmarks",)
+    folders = ("notebooks", "rerank_utils", "tests", "benchmarks", ".ci")
     files = [path for path in ROOT.iterdir() if path.is_file()]
     files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     made = {"artifacts", "__pycache__", ".ipynb_checkpoints"}

@@ -1,12 +1,28 @@
-"""The table of the README: the choice on dev, the words, the place it is written to."""
+"""The table of the README: the choices on dev, the rows, the words, the place it is written to."""
 
-from types import SimpleNamespace
+import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 
-from rerank_utils.evaluation import MEASURES, Evaluation
-from rerank_utils.report import MARKERS, _markdown, choose_weight, write_between_markers
+from rerank_utils import reranking
+from rerank_utils.collection import Collection
+from rerank_utils.cwe import load_cwe
+from rerank_utils.evaluation import MEASURES, evaluate
+from rerank_utils.experiment import experiment
+from rerank_utils.profiles import OFFLINE
+from rerank_utils.report import (
+    DENSE,
+    FUSIONS,
+    MARKERS,
+    as_markdown,
+    choose_fusion,
+    choose_weight,
+    main,
+    make_report,
+    write_between_markers,
+)
 from rerank_utils.run import Run
 
 
@@ -14,26 +30,93 @@ def test_the_weight_with_the_highest_ndcg_is_chosen():
     """Only a mix ranks the answer b first: the first stage prefers a, the reranker c."""
     first = Run.from_lists(["q"], [["a", "b", "c"]], [[1.0, 0.9, 0.0]])
     second = Run.from_lists(["q"], [["c", "b", "a"]], [[1.0, 0.9, 0.0]])
-    collection = SimpleNamespace(qrels={"q": {"b": 1}})
-    profile = SimpleNamespace(depth=3)
-    result = SimpleNamespace(
-        first_stage=first, reranked=second, collection=collection, profile=profile
-    )
-    weight, by_weight = choose_weight(result)
+    weight, by_weight = choose_weight(first, second, {"q": {"b": 1}}, 3)
     assert by_weight[weight] == max(by_weight.values()) == 1.0
     assert by_weight[0.1] < 1.0 and by_weight[0.9] < 1.0
 
 
-def test_the_table_states_ratio_and_p():
-    rng = np.random.default_rng(0)
-    base = rng.uniform(0.2, 0.4, 50)
-    names = [f"q{i}" for i in range(50)]
-    dense = Evaluation("dense", names, {measure: base for measure in MEASURES})
-    better = Evaluation("better", names, {m: base * 1.5 for m in MEASURES})
-    lines = _markdown({"dense": dense, "better": better}, 50).splitlines()
-    assert lines[2].startswith("| dense | ") and lines[2].endswith("| – |")
-    assert "× 1.50, p < 0.001" in lines[3]
+def test_the_fusion_with_the_highest_recall_is_chosen_then_ndcg():
+    """Dense ranks the answer a first, BM25 last: more dense is better, and R@50 is always 1."""
+    bm25 = Run.from_lists(["q"], [["c", "b", "a"]], [[3.0, 2.0, 1.0]])
+    dense = Run.from_lists(["q"], [["a", "b", "c"]], [[3.0, 2.0, 1.0]])
+    name, scores = choose_fusion([bm25, dense], {"q": {"a": 1}})
+    assert list(scores) == list(FUSIONS) and len(FUSIONS) == 10
+    assert name == "0.6 dense" and scores[name] == {"R@50": 1.0, "nDCG@10": 1.0}
+    assert scores["RRF"]["nDCG@10"] < 1 and scores["0.4 dense"]["nDCG@10"] == 0.5
+    # Two queries: only BM25 has the answer of the first, which 0.9 dense pushes beyond rank 50;
+    # on the second, 0.9 dense alone has the answer first.
+    others = [f"d{i:02}" for i in range(60)]
+    bm25 = Run.from_lists(["q", "r"], [["a"], ["b", "a"]], [[1.0], [1.0, 0.0]])
+    down = np.linspace(1, 0, 60)
+    dense = Run.from_lists(["q", "r"], [others, ["a", "b", "c"]], [down, [1.0, 0.85, 0.0]])
+    name, scores = choose_fusion([bm25, dense], {"q": {"a": 1}, "r": {"a": 1}})
+    assert scores["0.9 dense"]["R@50"] == 0.5
+    assert scores[name]["R@50"] == 1.0
+
+
+@pytest.fixture(scope="module")
+def small_profile(tiny_reranker_folder):
+    """Sixty weaknesses with six dev and six test queries, a random reranker and real MiniLM."""
+    whole = load_cwe()
+    splits = {name: whole.splits[name][:6] for name in ("dev", "test")}
+    queries = [query for ids in splits.values() for query in ids]
+    qrels = {query: whole.qrels[query] for query in queries}
+    answers = {document for grades in qrels.values() for document in grades}
+    kept = [*answers, *(d for d in whole.documents if d not in answers)][:60]
+    small = Collection(
+        name="small",
+        documents={document: whole.documents[document] for document in sorted(kept)},
+        queries={query: whole.queries[query] for query in queries},
+        qrels=qrels,
+        splits=splits,
+    )
+    tiny = {"reranker": str(tiny_reranker_folder), "reranker_length": 64, "depth": 8}
+    return replace(OFFLINE, load=lambda: small, queries=None, **tiny)
+
+
+def test_the_report_has_every_pipeline_and_scores_each_pair_once(
+    small_profile, tmp_path, monkeypatch
+):
+    scored = []
+    score = reranking._score
+    monkeypatch.setattr(
+        reranking,
+        "_score",
+        lambda model, pairs, keep: scored.extend(pairs) or score(model, pairs, keep),
+    )
+    report = make_report(small_profile, tmp_path)
+    names = list(report.table.evaluations)
+    assert len(names) == 7 and len(report.table.rows) == 7 * len(MEASURES)
+    assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE
+    assert sum("top 8 reranked" in name for name in names) == 3
+    assert report.fusion in names[2] and f"{report.weight:g} reranker" in names[6]
+    assert len(scored) == len(set(scored)) > 2 * 6 * 8
+
+    numbers = json.loads(json.dumps(report.numbers()))
+    assert numbers["test"]["rows"][DENSE] == report.test.before.means()
+    assert numbers["test"]["rows"]["dense, top 8 reranked"] == report.test.after.means()
+    assert numbers["dev"]["queries"] == numbers["test"]["queries"] == 6
+    recall = numbers["dev"]["by fusion"]
+    assert recall[report.fusion]["R@50"] == max(row["R@50"] for row in recall.values())
+
+    again = len(scored)
+    repeated = make_report(small_profile, tmp_path)
+    assert len(scored) == again and repeated.table.rows == report.table.rows
+
+
+def test_the_markdown_states_difference_interval_and_corrected_p():
+    queries = [f"q{i}" for i in range(30)]
+    qrels = {query: {"b": 1} for query in queries}
+    worse = Run.from_lists(queries, [["a", "b"]] * 30, [[2, 1]] * 30)
+    better = Run.from_lists(queries, [["a", "b"]] * 30, [[1, 2]] * 30)
+    table = experiment({"dense": worse, "other": better}, qrels)
+    lines = as_markdown(table).splitlines()
+    assert lines[0] == "| run | nDCG@10 | RR@10 | R@10 | R@50 | Success@1 |"
+    assert lines[2].startswith("| dense | 0.631 | 0.500 | 1.000 |")
+    assert "| 1.000<br>+0.500 [+0.500, +0.500]<br>p < 0.001 |" in lines[3]
+    assert "| 1.000<br>+0.000 [+0.000, +0.000]<br>p = 1.000 |" in lines[3]
     assert len({line.count("|") for line in lines[:4]}) == 1
+    assert evaluate(better, qrels).mean("RR@10") == 1.0
 
 
 def test_the_table_goes_between_its_markers(tmp_path):
@@ -45,3 +128,13 @@ def test_the_table_goes_between_its_markers(tmp_path):
     with pytest.raises(ValueError, match="must hold the lines"):
         write_between_markers(page, "new")
     assert page.read_text() == "no markers"
+
+
+def test_help_says_what_is_written_and_a_wrong_number_is_refused(capsys):
+    with pytest.raises(SystemExit) as stopped:
+        main(["--help"])
+    shown = capsys.readouterr().out
+    assert stopped.value.code == 0 and "README.md" in shown and "--queries N" in shown
+    with pytest.raises(SystemExit) as stopped:
+        main(["--queries", "0"])
+    assert stopped.value.code == 2 and "at least one" in capsys.readouterr().err

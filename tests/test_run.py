@@ -29,11 +29,21 @@ def test_shorter_lists_end_in_nothing():
     assert [len(documents) for _, documents, _ in run] == [2, 1, 0]
 
 
+def test_a_table_that_is_no_ranking_is_refused():
+    names = np.array([["a", "b"]], dtype=object)
+    for scores in ([[1.0, 2.0]], [[np.nan, 1.0]], [[1.0, np.nan]]):
+        with pytest.raises(ValueError, match=r"query 'q' .* Run\.from_lists"):
+            Run(np.array(["q"], dtype=object), names, np.array(scores))
+    with pytest.raises(ValueError, match=r"shapes \(1,\), \(1, 2\) and \(1, 1\)"):
+        Run(np.array(["q"], dtype=object), names, np.ones((1, 1)))
+
+
 @pytest.mark.parametrize(
     ("queries", "documents", "scores", "sentence"),
     [
         (["q", "q"], [["a"], ["b"]], [[1], [2]], "query id stands twice"),
         (["q"], [["a", "a"]], [[1, 2]], "document stands twice"),
+        (["q"], [["a", ""]], [[1, 2]], "empty id"),
         (["q"], [["a"]], [[float("nan")]], "'q' and document 'a' is not a finite"),
         (["q"], [["a", "b"]], [[1]], "2 documents, 1 scores"),
         (["q"], [], [], "1 query ids, 0 lists"),
