@@ -6,15 +6,22 @@ import json
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batching import Keep, best_device, check_max_length, check_texts, run_batches
+from .batching import (
+    Arrays,
+    Encoded,
+    Keep,
+    best_device,
+    check_max_length,
+    check_texts,
+    run_batches,
+)
 from .hub import find_model
 
 if TYPE_CHECKING:
-    import torch
     from FlagEmbedding import FlagModel
 
 POOLINGS = ("cls", "mean")
@@ -148,6 +155,7 @@ def embed_queries(embedder: FlagModel, texts: Sequence[str]) -> np.ndarray:
 def _embed(
     embedder: FlagModel, texts: Sequence[str], max_length: int, desc: str, keep: Keep | None = None
 ) -> np.ndarray:
+    import torch
     from torch.nn.functional import normalize
 
     check_texts(texts, "texts")
@@ -155,15 +163,15 @@ def _embed(
         return np.empty((0, embedder.model.config.hidden_size), dtype=np.float32)
     device = embedder.target_devices[0]
     model = embedder.model.to(device).eval()
-    tokens = embedder.tokenizer(list(texts), truncation=True, max_length=max_length)
-    encoded = [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
 
-    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(batch: Arrays) -> torch.Tensor:
+        inputs = {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
         hidden = model(**inputs, return_dict=True).last_hidden_state
         vectors = embedder.pooling(hidden, inputs["attention_mask"])
         return normalize(vectors, dim=-1) if embedder.normalize_embeddings else vectors
 
-    vectors = run_batches(encoded, embedder.tokenizer, device, forward, desc, keep)
+    parts = [_tokenize(embedder.tokenizer, texts, max_length)]
+    vectors = run_batches(parts, len(texts), forward, device, desc, keep, owner=model)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
     if len(broken):
         raise ValueError(
@@ -171,3 +179,14 @@ def _embed(
             "weights are damaged or overflow in half precision."
         )
     return vectors
+
+
+def _tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
+    tokens = tokenizer(list(texts), truncation=True, max_length=max_length)
+
+    def collate(rows: np.ndarray) -> Arrays:
+        chosen = {name: [tokens[name][i] for i in rows] for name in tokens}
+        return dict(tokenizer.pad(chosen, return_tensors="np"))
+
+    lengths = np.array([len(ids) for ids in tokens["input_ids"]])
+    return Encoded(np.arange(len(texts)), lengths, collate)

@@ -4,14 +4,24 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batching import Keep, best_device, check_max_length, check_texts, run_batches
+from .batching import (
+    Arrays,
+    Encoded,
+    Keep,
+    ahead,
+    best_device,
+    check_max_length,
+    check_texts,
+    run_batches,
+)
 from .hub import find_model
+from .pairs import PairEncoder
 from .run import Run, rescore
 
 if TYPE_CHECKING:
@@ -19,6 +29,8 @@ if TYPE_CHECKING:
     from FlagEmbedding import FlagReranker
 
 _KEY_LENGTH = 32
+_GPU_PART, _OTHER_PART = 2_048, 256
+"""Pairs that are tokenized, or given to another kind of reranker, at once."""
 
 
 def load_reranker(
@@ -126,54 +138,114 @@ def score_pairs(
 ) -> np.ndarray:
     """The reranker's logit for each (query, document) pair, in one sorted pass.
 
-    The same numbers as `reranker.compute_score(pairs)`, but each pair is tokenized once, no
-    trial batch is thrown away, and batches hold pairs of like length.
+    The same numbers as `reranker.compute_score(pairs)`, but each distinct text is tokenized
+    once, no trial batch is thrown away, batches hold pairs of like length and a fixed number of
+    tokens, and the last layer is computed for the first token only (see `encoder`).
 
     Args:
-        reranker: an encoder-only FlagReranker.
+        reranker: a FlagReranker; other kinds are asked by their own `compute_score`.
         pairs: (n,) tuples of query and document.
         cache: scores that need not be computed again, and where new ones are kept.
 
     Returns:
         (n,) float32; any real number, higher is more relevant. Not a probability.
 
+    Warns:
+        TruncationWarning: how many texts are longer than the model's window.
+
     Raises:
         TypeError: a text is not a string, with its position.
-        ValueError: a score is not a finite number, with its pair.
+        ValueError: a score is not a finite number, with its pair; a query fills the window.
+        MemoryError: not even a single pair fits into memory.
     """
     if not len(pairs):
         return np.empty(0, dtype=np.float32)
     check_texts([query for query, _ in pairs], "queries")
     check_texts([document for _, document in pairs], "documents")
     if cache is None:
-        scores = _score(reranker, pairs, None)
-        _require_finite(pairs, scores)
-        return scores
+        return _score(reranker, pairs, lambda batch, scores: None)
     todo = [pair for pair in dict.fromkeys(pairs) if pair not in cache]
-
-    def keep(positions: np.ndarray, scores: np.ndarray) -> None:
-        batch = [todo[i] for i in positions]
-        _require_finite(batch, scores)
-        cache.add(batch, scores)
-
     if todo:
-        _score(reranker, todo, keep)
+        _score(reranker, todo, cache.add)
     return np.array([cache[pair] for pair in pairs], dtype=np.float32)
 
 
 def _score(
-    reranker: FlagReranker, pairs: Sequence[tuple[str, str]], keep: Keep | None
+    reranker: FlagReranker,
+    pairs: Sequence[tuple[str, str]],
+    add: Callable[[Sequence[tuple[str, str]], np.ndarray], None],
+) -> np.ndarray:
+    from FlagEmbedding import FlagReranker
+
+    def keep(positions: np.ndarray, scores: np.ndarray) -> None:
+        batch = [pairs[i] for i in positions]
+        _require_finite(batch, scores)
+        add(batch, scores)
+
+    known = isinstance(reranker, FlagReranker)
+    return (_score_encoder if known else _score_other)(reranker, pairs, keep)
+
+
+def _score_encoder(
+    reranker: FlagReranker, pairs: Sequence[tuple[str, str]], keep: Keep
 ) -> np.ndarray:
     device = reranker.target_devices[0]
+    encode = PairEncoder(reranker)
+    texts = reranker.get_detailed_inputs(pairs)  # with the instructions, if it has any
+    scores = run_batches(
+        _parts(encode, texts, device),
+        len(pairs),
+        _forward(reranker, device),
+        device,
+        "rerank pairs",
+        keep,
+        owner=reranker.model,
+    )
+    encode.warn_of_cuts()
+    return scores
+
+
+def _parts(encode: PairEncoder, texts: Sequence[Sequence[str]], device: str) -> Iterator[Encoded]:
+    """All pairs at once for a CPU. For a GPU, which would wait, part by part in a thread: sorted
+    by characters first, so that each part holds pairs of like length."""
+    order = np.arange(len(texts))
+    if not device.startswith("cpu"):
+        order = np.argsort([-len(query) - len(document) for query, document in texts])
+    size = len(texts) if device.startswith("cpu") else _GPU_PART
+    chunks = (order[start : start + size] for start in range(0, len(texts), size))
+    return ahead(chunks, lambda rows: encode(rows, [tuple(texts[i]) for i in rows]))
+
+
+def _forward(reranker: FlagReranker, device: str) -> Callable[[Arrays], torch.Tensor]:
+    import torch
+
+    from .encoder import FirstTokenScorer
+
     model = reranker.model.to(device).eval()
     if reranker.use_fp16 and device.startswith("cuda"):
         model.half()
+    first_token = FirstTokenScorer(model) if FirstTokenScorer.supports(model) else None
 
-    def forward(inputs: dict[str, torch.Tensor]) -> torch.Tensor:
+    def forward(batch: Arrays) -> torch.Tensor:
+        if batch["attention_mask"].all():  # nothing to hide: attention is quicker without
+            batch.pop("attention_mask")
+        inputs = {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
+        if first_token is not None:
+            return first_token(**inputs)
         return model(**inputs, return_dict=True).logits.view(-1)
 
-    encoded = _tokenize(reranker, pairs)
-    return run_batches(encoded, reranker.tokenizer, device, forward, "rerank pairs", keep)
+    return forward
+
+
+def _score_other(reranker: Any, pairs: Sequence[tuple[str, str]], keep: Keep) -> np.ndarray:
+    """Scores by the reranker's own method, a part at a time so that they can be kept."""
+    scores = np.empty(len(pairs), dtype=np.float32)
+    for start in range(0, len(pairs), _OTHER_PART):
+        rows = np.arange(start, min(start + _OTHER_PART, len(pairs)))
+        found = reranker.compute_score([list(pairs[i]) for i in rows])
+        scores[rows] = np.reshape(np.asarray(found, dtype=np.float32), len(rows))
+        keep(rows, scores[rows])
+    return scores
 
 
 def _require_finite(pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
@@ -183,39 +255,6 @@ def _require_finite(pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> Non
             f"The score of query {query[:60]!r} and document {document[:60]!r} is not a finite "
             "number: the weights are damaged or overflow in half precision."
         )
-
-
-def _tokenize(reranker: FlagReranker, pairs: Sequence[tuple[str, str]]) -> list[dict]:
-    """Pairs as FlagReranker builds them: a query has at most 3/4 of the length, then the
-    document is cut. Each distinct text is prepared once."""
-    tokenizer, limit = reranker.tokenizer, reranker.max_length
-    texts = reranker.get_detailed_inputs([list(pair) for pair in pairs])
-    queries = _prepared(
-        tokenizer, [t[0] for t in texts], reranker.query_max_length or limit * 3 // 4
-    )
-    documents = _prepared(tokenizer, [t[1] for t in texts], limit)
-    tokens = tokenizer(
-        [queries[query] for query, _ in texts],
-        [documents[document] for _, document in texts],
-        truncation="only_second",
-        max_length=limit,
-    )
-    return [{name: tokens[name][i] for name in tokens} for i in range(len(texts))]
-
-
-def _prepared(tokenizer: Any, texts: Iterable[str], limit: int) -> dict[str, str]:
-    """Text -> the text after cutting it to `limit` tokens and decoding them.
-
-    FlagReranker takes this way round with every text. It matters where decoding does not give
-    back the same text, as with characters that the vocabulary lacks.
-    """
-    distinct = list(dict.fromkeys(texts))
-    ids = tokenizer(distinct, add_special_tokens=False, truncation=True, max_length=limit)
-    decoded = (
-        tokenizer.decode(row, skip_special_tokens=False, clean_up_tokenization_spaces=False)
-        for row in ids["input_ids"]
-    )
-    return dict(zip(distinct, decoded, strict=True))
 
 
 def rerank(

@@ -9,6 +9,7 @@ from rerank_utils.batching import token_batches
 from rerank_utils.bundled import minilm_path
 from rerank_utils.cwe import load_cwe
 from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
+from rerank_utils.encoder import FirstTokenScorer
 from rerank_utils.fusion import interpolate
 from rerank_utils.indexing import DenseIndex, build_index
 from rerank_utils.reranking import ScoreCache, load_reranker, rerank, score_pairs
@@ -240,16 +241,16 @@ def test_equal_pairs_are_scored_once_and_an_interrupted_run_goes_on(
     reranker, tmp_path, monkeypatch
 ):
     pairs = [(f"query {i % 3}", f"document {i % 40} " + "word " * (i % 40)) for i in range(200)]
-    seen, forward = [], reranker.model.forward
+    seen, forward = [], FirstTokenScorer.forward
 
-    def counting(**inputs):
+    def counting(self, **inputs):
         if len(seen) == 2:
             seen.append(0)
             raise KeyboardInterrupt
         seen.append(len(inputs["input_ids"]))
-        return forward(**inputs)
+        return forward(self, **inputs)
 
-    monkeypatch.setattr(reranker.model, "forward", counting)
+    monkeypatch.setattr(FirstTokenScorer, "forward", counting)
     path = tmp_path / "scores.txt"
     with pytest.raises(KeyboardInterrupt):
         score_pairs(reranker, pairs, ScoreCache(path))
