@@ -5,9 +5,9 @@
 
 The nouns are in `collection`, `run` and `evaluation`. `lexical` makes a Run with BM25, `fusion`
 makes one of several. `experiment` tests runs against a baseline, `analysis` looks at single
-queries. `bundled` holds the shipped reranker and `training` how it was made, `zoo` the table of BGE
-models. `profiles` names set-ups, `pipeline` strings the stages together, `report` makes the README's
-table. `batching` and `hub` serve embedding and reranking; `pairs` and `encoder` make reranking
+queries. `bundled` holds the shipped reranker, `training` how it was made, `zoo` the table of BGE
+models. `profiles` names set-ups, `pipeline` strings the stages together, `report` makes the table
+of the README. `batching` and `hub` serve embedding and reranking; `pairs` and `encoder` make it
 quick.
 """
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import time
+import warnings
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -16,6 +17,7 @@ from .embedding import embed_documents, embed_queries, load_embedder
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .hub import fingerprint
 from .indexing import build_index
+from .pairs import TruncationWarning
 from .plotting import plot_before_after
 from .profiles import Profile, locate
 from .reranking import ScoreCache, load_reranker, rerank
@@ -37,6 +39,7 @@ class Result:
         before, after: their evaluations.
         seconds: stage -> wall-clock seconds, loading of models included.
         cached: stages that found results of an earlier run on disk, and took less for it.
+        notes: what the stages had to say, such as how many texts were cut.
     """
 
     profile: Profile
@@ -47,6 +50,7 @@ class Result:
     after: Evaluation
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -80,7 +84,7 @@ class Result:
             f"{stage} {seconds:.1f} s" + (" (from cache)" if stage in self.cached else "")
             for stage, seconds in self.seconds.items()
         ]
-        return "\n".join([*lines, "", f"time: {', '.join(spent)}"])
+        return "\n".join([*lines, "", f"time: {', '.join(spent)}", *self.notes])
 
     def save(self, folder: Path) -> list[Path]:
         """Write both runs, the judgments, the numbers and the figure; return the files."""
@@ -126,12 +130,13 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
     """
     seconds: dict[str, float] = {}
     cached: list[str] = []
+    notes: list[str] = []
     if profile.depth < 1:
         raise ValueError(f"The depth is {profile.depth}: rerank at least one candidate.")
     with _timed(seconds, "load"):
         collection = profile.load().split(profile.split, profile.queries)
     first_stage = retrieve(profile, collection, artifacts, seconds, cached)
-    with _timed(seconds, "rerank"):
+    with _timed(seconds, "rerank"), noted(notes):
         reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
         cache = score_cache(profile, artifacts)
         known = len(cache)
@@ -149,7 +154,7 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
     with _timed(seconds, "evaluate"):
         before = evaluate(first_stage, collection.qrels)
         after = evaluate(reranked, collection.qrels)
-    return Result(profile, collection, first_stage, reranked, before, after, seconds, cached)
+    return Result(profile, collection, first_stage, reranked, before, after, seconds, cached, notes)
 
 
 def retrieve(
@@ -203,6 +208,21 @@ def score_cache(profile: Profile, artifacts: Path = ARTIFACTS) -> ScoreCache:
 
 def _key(parts: Iterable[str]) -> str:
     return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+
+
+@contextmanager
+def noted(notes: list[str]) -> Iterator[None]:
+    """Add warnings about cut texts to a list, for the place where results are read."""
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always", TruncationWarning)
+        yield
+    for warning in caught:
+        if issubclass(warning.category, TruncationWarning):
+            notes.append(str(warning.message))
+        else:
+            warnings.warn_explicit(
+                warning.message, warning.category, warning.filename, warning.lineno
+            )
 
 
 @contextmanager

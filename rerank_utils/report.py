@@ -21,7 +21,7 @@ from .experiment import Experiment, Row, experiment, format_p
 from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
 from .hub import quiet_libraries
 from .lexical import search_bm25
-from .pipeline import ARTIFACTS, RUN_DEPTH, Result, run_pipeline, score_cache
+from .pipeline import ARTIFACTS, RUN_DEPTH, Result, noted, run_pipeline, score_cache
 from .plotting import plot_before_after
 from .profiles import OFFLINE, Profile, locate
 from .reranking import load_reranker, rerank
@@ -165,7 +165,8 @@ def _reranked(run: Run, test: Result, artifacts: Path) -> Run:
     reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
     cache = score_cache(profile, artifacts)
     texts = (collection.queries, collection.documents)
-    return rerank(run, *texts, reranker, profile.depth, cache=cache)
+    with noted([]):  # the pipeline has counted the cut texts already
+        return rerank(run, *texts, reranker, profile.depth, cache=cache)
 
 
 def as_markdown(table: Experiment) -> str:
