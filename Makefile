@@ -24,7 +24,7 @@ notebooks: setup      ## run the notebooks and refresh their outputs
 evaluate: setup       ## the full test split: the table of the README
 	$(BIN)/python -m rerank_utils.report
 
-reranker: setup       ## train the bundled reranker again (about an hour and a half on two cores)
+reranker: setup       ## train the bundled reranker again (about an hour on two cores)
 	$(BIN)/python -m rerank_utils.training --output artifacts/training
 	$(BIN)/python -m rerank_utils --reranker artifacts/training/merged --max-length 128 \
 	    --split dev --queries 0 --output artifacts/training

@@ -57,7 +57,7 @@ class Recipe:
     teacher_batch: int = 32
     teacher_rate: float = 5e-5
     temperature: float = 0.05
-    steps: int = 2000
+    steps: int = 1200
     queries_per_step: int = 4
     reports_per_step: int = 2
     sentences_per_step: int = 1
@@ -75,6 +75,14 @@ class Recipe:
     alpha: int = 32
     save_every: int = 100
     log_every: int = 50
+
+    def __post_init__(self):
+        mined = self.group - 1 - self.random_negatives
+        if not 0 <= self.mined_passages <= mined:
+            raise ValueError(
+                f"mined_passages is {self.mined_passages}, but a group of {self.group} with "
+                f"{self.random_negatives} random negatives has room for {mined} mined ones."
+            )
 
 
 @dataclass(frozen=True)

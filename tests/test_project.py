@@ -33,6 +33,7 @@ ROOMS = {
     "evaluation": NOUNS,
     "experiment": NOUNS | {"evaluation"},
     "analysis": NOUNS | {"evaluation"},
+    "calibration": set(),
     "plotting": {"analysis", "evaluation"},
     "bundled": set(),
     "checks": set(),
@@ -60,7 +61,7 @@ def test_import_is_light():
         "import sys, time; start = time.perf_counter();"
         "import rerank_utils, rerank_utils.pipeline;"
         "heavy = {'torch', 'transformers', 'faiss', 'datasets', 'FlagEmbedding', 'matplotlib'};"
-        "heavy |= {'bm25s', 'scipy'};"
+        "heavy |= {'bm25s', 'scipy', 'sklearn'};"
         "print(time.perf_counter() - start, sorted(heavy & set(sys.modules)))"
     )
     seconds, heavy = min(

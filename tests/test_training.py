@@ -18,6 +18,7 @@ SMALL = Recipe(
     group=4,
     random_negatives=1,
     mined_ranks=20,
+    mined_passages=1,
     warmup=1,
     distil_only=0.5,
     max_length=32,
@@ -111,3 +112,8 @@ def training_weights(path):
     from safetensors.numpy import load_file
 
     return load_file(path)
+
+
+def test_a_group_too_small_for_its_negatives_is_refused():
+    with pytest.raises(ValueError, match=r"mined_passages is 3, but a group of 4 .* room for 1"):
+        Recipe(group=4, mined_passages=3)
