@@ -6,7 +6,7 @@
 The nouns are in `collection`, `run` and `evaluation`. `fusion` mixes two runs, `bundled` holds
 the shipped reranker and `training` how it was made, `profiles` names set-ups, `pipeline` strings
 the stages together, `report` makes the README's table. `batching` and `hub` serve embedding and
-reranking; `pairs` and `encoder` are what makes reranking quick.
+reranking; `pairs`, `encoder` and `engines` are what makes reranking quick.
 """
 
 import warnings

@@ -23,11 +23,12 @@ ROOMS = {
     "hub": set(),
     "pairs": {"batching"},
     "encoder": set(),
+    "engines": {"batching", "bundled", "encoder"},
     "cwe": {"collection"},
     "loaders": {"collection", "cwe", "hub"},
     "embedding": TOOLS,
     "indexing": NOUNS,
-    "reranking": NOUNS | TOOLS | {"pairs", "encoder"},
+    "reranking": NOUNS | TOOLS | {"pairs", "engines"},
     "fusion": NOUNS,
     "evaluation": NOUNS,
     "plotting": {"evaluation"},
@@ -80,6 +81,12 @@ def test_pyproject_and_environment_name_the_same_packages():
     assert packages == wanted
     assert "-c constraints.txt" in listed and "-e ." in listed
     assert any(line.strip() == "- python=3.11" for line in lines)
+
+
+def test_the_quick_engines_are_an_extra_and_are_tested():
+    extras = project()["optional-dependencies"]
+    assert extras["fast"] and set(extras["fast"]) <= set(extras["test"])
+    assert not set(extras["fast"]) & set(project()["dependencies"])
 
 
 def test_every_package_is_pinned_within_its_range():
