@@ -109,7 +109,7 @@ def test_the_mission_packages_are_there():
     assert wanted | {"matplotlib"} <= names
 
 
-@pytest.mark.parametrize("name", ["run", "test", "lab", "notebooks", "evaluate"])
+@pytest.mark.parametrize("name", ["run", "test", "lab", "notebooks", "evaluate", "bench"])
 def test_make_knows_the_command_and_the_readme_names_it(name):
     assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert f"make {name}" in (ROOT / "README.md").read_text(encoding="utf-8")
@@ -122,7 +122,7 @@ def test_links_of_the_readme_resolve():
 
 
 def test_no_machine_path_or_registry_in_a_file():
-    folders = ("notebooks", "rerank_utils", "tests", ".ci")
+    folders = ("notebooks", "rerank_utils", "tests", "benchmarks", ".ci")
     files = [path for path in ROOT.iterdir() if path.is_file()]
     files += [path for folder in folders for path in (ROOT / folder).rglob("*") if path.is_file()]
     texts = [p for p in files if p.suffix not in {".safetensors", ".png", ".pyc"}]
