@@ -18,8 +18,8 @@ def benchmark(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("RERANK_CACHE", str(tmp_path / "cache"))
 
-    def run(name: str, *arguments: str) -> dict:
-        importlib.import_module(name).main(arguments)
+    def run(name: str, arguments: str) -> dict:
+        importlib.import_module(name).main(arguments.split())
         (path,) = (tmp_path / "artifacts" / "benchmarks").glob(f"{name}*.json")
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"/(?:home|root|tmp|work|usr)/|[A-Z]:\\\\", text)
@@ -31,10 +31,8 @@ def benchmark(monkeypatch, tmp_path):
 
 
 def test_rerank_cpu(benchmark, tiny_reranker_folder, capsys):
-    found = benchmark(
-        "rerank_cpu", "--reranker", str(tiny_reranker_folder), *["--queries", "2", "--depth", "4"],
-        *["--rounds", "2", "--max-length", "64"],
-    )  # fmt: skip
+    sizes = "--queries 2 --depth 4 --rounds 2 --max-length 512"
+    found = benchmark("rerank_cpu", f"--reranker {tiny_reranker_folder} {sizes}")
     assert found["facts"]["pairs"] == 8 and found["facts"]["tokens"] > 8 * 10
     rows = {row["what"]: row for row in found["rows"]}
     assert {"ours, torch float32", "ours, onnx int8", "ours, openvino float32"} <= rows.keys()
@@ -45,15 +43,13 @@ def test_rerank_cpu(benchmark, tiny_reranker_folder, capsys):
 
 
 def test_embed_cpu(benchmark):
-    found = benchmark("embed_cpu", *["--documents", "6", "--rounds", "1"])
+    found = benchmark("embed_cpu", "--documents 6 --rounds 1")
     assert {row["what"] for row in found["rows"]} >= {"ours", "FlagModel.encode, batch 32"}
     assert min(row["least cosine with ours"] for row in found["rows"]) > 0.9999
 
 
 def test_gpu_on_a_cpu_with_a_tiny_model(benchmark):
-    found = benchmark(
-        "gpu", *["--device", "cpu", "--shapes", "tiny", "--pairs", "8", "--rounds", "1"]
-    )
+    found = benchmark("gpu", "--device cpu --shapes tiny --pairs 8 --rounds 1")
     assert {row["lengths"] for row in found["rows"]} == {"CWE's lengths", "512 tokens"}
     assert all(row["pairs/s"] > 0 and row["MFU"] is None for row in found["rows"])
 
@@ -61,7 +57,7 @@ def test_gpu_on_a_cpu_with_a_tiny_model(benchmark):
 def test_without_a_gpu_it_says_so(benchmark, monkeypatch, capsys):
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     with pytest.raises(ValueError):  # nothing is written
-        benchmark("gpu")
+        benchmark("gpu", "")
     assert "no GPU" in capsys.readouterr().out
 
 
@@ -76,7 +72,7 @@ def test_work_of_a_pair_is_the_formula(monkeypatch, shape, gflop):
 
 
 def test_search(benchmark):
-    found = benchmark("search", *["--sizes", "5000", "--queries", "20", "--rounds", "1"])
+    found = benchmark("search", "--sizes 5000 --queries 20 --rounds 1")
     rows = {row["index"]: row for row in found["rows"]}
     assert rows["Flat"]["recall@10"] == 1
     recalls = [rows[f"IVF nprobe {n}"]["recall@10"] for n in (1, 4, 16, 64)]
@@ -84,11 +80,8 @@ def test_search(benchmark):
 
 
 def test_growth(benchmark, tiny_reranker_folder):
-    found = benchmark(
-        "growth", "--reranker", str(tiny_reranker_folder), *["--documents", "2", "--pairs", "4"],
-        *["--rounds", "1"],
-    )  # fmt: skip
-    assert [row["stage"] for row in found["rows"]] == [
-        "embed documents", "index and search", "rerank pairs",
-    ]  # fmt: skip
+    sizes = "--documents 2 --pairs 4 --rounds 1"
+    found = benchmark("growth", f"--reranker {tiny_reranker_folder} {sizes}")
+    stages = [row["stage"] for row in found["rows"]]
+    assert stages == ["embed documents", "index and search", "rerank pairs"]
     assert all(np.isfinite(row["slope"]) for row in found["rows"])
