@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint lab notebooks evaluate reranker clean
+.PHONY: setup run test lint lab notebooks evaluate bench reranker clean
 
 run: setup            ## the main job: retrieve, rerank, table before and after
 	$(BIN)/python -m rerank_utils
@@ -23,6 +23,14 @@ notebooks: setup      ## run the notebooks and refresh their outputs
 
 evaluate: setup       ## the full test split: the table of the README
 	$(BIN)/python -m rerank_utils.report
+
+bench: setup          ## speed, ours beside what one would use otherwise (about an hour on two cores)
+	$(BIN)/python benchmarks/rerank_cpu.py
+	$(BIN)/python benchmarks/rerank_cpu.py --max-length 512
+	$(BIN)/python benchmarks/embed_cpu.py
+	$(BIN)/python benchmarks/gpu.py
+	$(BIN)/python benchmarks/search.py
+	$(BIN)/python benchmarks/growth.py
 
 reranker: setup       ## train the bundled reranker again (about an hour on two cores)
 	$(BIN)/python -m rerank_utils.training --output artifacts/training

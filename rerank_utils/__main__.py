@@ -25,7 +25,7 @@ examples:
       --embedder BAAI/bge-base-en-v1.5 --pooling cls --reranker BAAI/bge-reranker-base \\
       --instruction "Represent this sentence for searching relevant passages: "
 
-The offline profile takes the first 100 dev queries and reranks 50 candidates of each. Your own
+The offline profile takes the first 200 dev queries and reranks 50 candidates of each. Your own
 data: all queries of the split "test".
 """
 

@@ -65,7 +65,7 @@ OFFLINE = Profile(
     embedder_length=256,
     reranker_length=bundled.MAX_LENGTH,
     split="dev",
-    queries=100,
+    queries=200,
 )
 MSMARCO = Profile(
     name="msmarco",

@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from .batching import (
-    Arrays,
     Encoded,
     Keep,
     ahead,
@@ -20,12 +19,12 @@ from .batching import (
     check_texts,
     run_batches,
 )
+from .engines import open_engine
 from .hub import find_model
 from .pairs import PairEncoder
 from .run import Run, rescore
 
 if TYPE_CHECKING:
-    import torch
     from FlagEmbedding import FlagReranker
 
 _KEY_LENGTH = 32
@@ -93,7 +92,7 @@ class ScoreCache:
     """Scores of pairs that one reranker has already given, kept in a text file.
 
     A sweep over depths costs its union once, and an interrupted run goes on where it stopped.
-    Use one file for each reranker and maximum length.
+    Use one file for each reranker, maximum length, backend and dtype.
 
     Args:
         path: the file; made when the first score is added.
@@ -134,7 +133,11 @@ class ScoreCache:
 
 
 def score_pairs(
-    reranker: FlagReranker, pairs: Sequence[tuple[str, str]], cache: ScoreCache | None = None
+    reranker: FlagReranker,
+    pairs: Sequence[tuple[str, str]],
+    cache: ScoreCache | None = None,
+    backend: str = "torch",
+    dtype: str = "auto",
 ) -> np.ndarray:
     """The reranker's logit for each (query, document) pair, in one sorted pass.
 
@@ -146,6 +149,8 @@ def score_pairs(
         reranker: a FlagReranker; other kinds are asked by their own `compute_score`.
         pairs: (n,) tuples of query and document.
         cache: scores that need not be computed again, and where new ones are kept.
+        backend, dtype: what computes, and in which precision; see `engines.open_engine`. For the
+            quickest on this processor pass `**fastest_on_cpu()`.
 
     Returns:
         (n,) float32; any real number, higher is more relevant. Not a probability.
@@ -155,7 +160,8 @@ def score_pairs(
 
     Raises:
         TypeError: a text is not a string, with its position.
-        ValueError: a score is not a finite number, with its pair; a query fills the window.
+        ValueError: a score is not a finite number, with its pair; a query fills the window; a
+            backend or dtype that this model or machine does not have.
         MemoryError: not even a single pair fits into memory.
     """
     if not len(pairs):
@@ -163,10 +169,10 @@ def score_pairs(
     check_texts([query for query, _ in pairs], "queries")
     check_texts([document for _, document in pairs], "documents")
     if cache is None:
-        return _score(reranker, pairs, lambda batch, scores: None)
+        return _score(reranker, pairs, lambda batch, scores: None, backend, dtype)
     todo = [pair for pair in dict.fromkeys(pairs) if pair not in cache]
     if todo:
-        _score(reranker, todo, cache.add)
+        _score(reranker, todo, cache.add, backend, dtype)
     return np.array([cache[pair] for pair in pairs], dtype=np.float32)
 
 
@@ -174,6 +180,8 @@ def _score(
     reranker: FlagReranker,
     pairs: Sequence[tuple[str, str]],
     add: Callable[[Sequence[tuple[str, str]], np.ndarray], None],
+    backend: str,
+    dtype: str,
 ) -> np.ndarray:
     from FlagEmbedding import FlagReranker
 
@@ -182,25 +190,31 @@ def _score(
         _require_finite(batch, scores)
         add(batch, scores)
 
-    known = isinstance(reranker, FlagReranker)
-    return (_score_encoder if known else _score_other)(reranker, pairs, keep)
+    if isinstance(reranker, FlagReranker):
+        return _score_encoder(reranker, pairs, keep, backend, dtype)
+    if (backend, dtype) != ("torch", "auto"):
+        raise ValueError(
+            f"backend and dtype are for a FlagReranker; {type(reranker).__name__} runs as it was "
+            "loaded: leave them out."
+        )
+    return _score_other(reranker, pairs, keep)
 
 
 def _score_encoder(
-    reranker: FlagReranker, pairs: Sequence[tuple[str, str]], keep: Keep
+    reranker: FlagReranker,
+    pairs: Sequence[tuple[str, str]],
+    keep: Keep,
+    backend: str,
+    dtype: str,
 ) -> np.ndarray:
     device = reranker.target_devices[0]
+    if reranker.use_fp16 and device.startswith("cuda"):
+        reranker.model.half()
+    forward = open_engine(reranker.model, device, backend, dtype)
     encode = PairEncoder(reranker)
     texts = reranker.get_detailed_inputs(pairs)  # with the instructions, if it has any
-    scores = run_batches(
-        _parts(encode, texts, device),
-        len(pairs),
-        _forward(reranker, device),
-        device,
-        "rerank pairs",
-        keep,
-        owner=reranker.model,
-    )
+    parts = _parts(encode, texts, device)
+    scores = run_batches(parts, len(pairs), forward, device, "rerank pairs", keep, reranker.model)
     encode.warn_of_cuts()
     return scores
 
@@ -208,33 +222,12 @@ def _score_encoder(
 def _parts(encode: PairEncoder, texts: Sequence[Sequence[str]], device: str) -> Iterator[Encoded]:
     """All pairs at once for a CPU. For a GPU, which would wait, part by part in a thread: sorted
     by characters first, so that each part holds pairs of like length."""
-    order = np.arange(len(texts))
+    order, size = np.arange(len(texts)), len(texts)
     if not device.startswith("cpu"):
         order = np.argsort([-len(query) - len(document) for query, document in texts])
-    size = len(texts) if device.startswith("cpu") else _GPU_PART
+        size = _GPU_PART
     chunks = (order[start : start + size] for start in range(0, len(texts), size))
     return ahead(chunks, lambda rows: encode(rows, [tuple(texts[i]) for i in rows]))
-
-
-def _forward(reranker: FlagReranker, device: str) -> Callable[[Arrays], torch.Tensor]:
-    import torch
-
-    from .encoder import FirstTokenScorer
-
-    model = reranker.model.to(device).eval()
-    if reranker.use_fp16 and device.startswith("cuda"):
-        model.half()
-    first_token = FirstTokenScorer(model) if FirstTokenScorer.supports(model) else None
-
-    def forward(batch: Arrays) -> torch.Tensor:
-        if batch["attention_mask"].all():  # nothing to hide: attention is quicker without
-            batch.pop("attention_mask")
-        inputs = {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
-        if first_token is not None:
-            return first_token(**inputs)
-        return model(**inputs, return_dict=True).logits.view(-1)
-
-    return forward
 
 
 def _score_other(reranker: Any, pairs: Sequence[tuple[str, str]], keep: Keep) -> np.ndarray:
@@ -265,6 +258,8 @@ def rerank(
     depth: int,
     name: str | None = None,
     cache: ScoreCache | None = None,
+    backend: str = "torch",
+    dtype: str = "auto",
 ) -> Run:
     """Reorder the first `depth` documents of each query; the rest stays below as it was.
 
@@ -277,7 +272,7 @@ def rerank(
         reranker: see `score_pairs`.
         depth: candidates a query.
         name: name of the result, by default "<run> + rerank".
-        cache: see `score_pairs`.
+        cache, backend, dtype: see `score_pairs`.
 
     Raises:
         ValueError: depth is below 1 or above what the run holds.
@@ -296,7 +291,8 @@ def rerank(
         for document in ids
     }
     distinct = list(dict.fromkeys(texts.values()))
-    score = dict(zip(distinct, score_pairs(reranker, distinct, cache).tolist(), strict=True))
+    scores = score_pairs(reranker, distinct, cache, backend, dtype)
+    score = dict(zip(distinct, scores.tolist(), strict=True))
     new = {
         query: {document: score[texts[query, document]] for document in ids}
         for query, ids in candidates.items()

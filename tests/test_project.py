@@ -23,12 +23,13 @@ ROOMS = {
     "hub": set(),
     "pairs": {"batching"},
     "encoder": set(),
+    "engines": {"batching", "bundled", "encoder"},
     "cwe": {"collection"},
     "loaders": {"collection", "cwe", "hub"},
     "embedding": TOOLS,
     "indexing": NOUNS,
     "lexical": NOUNS,
-    "reranking": NOUNS | TOOLS | {"pairs", "encoder"},
+    "reranking": NOUNS | TOOLS | {"pairs", "engines"},
     "fusion": NOUNS,
     "evaluation": NOUNS,
     "experiment": NOUNS | {"evaluation"},
@@ -88,6 +89,12 @@ def test_pyproject_and_environment_name_the_same_packages():
     assert any(line.strip() == "- python=3.11" for line in lines)
 
 
+def test_the_quick_engines_are_an_extra_and_are_tested():
+    extras = project()["optional-dependencies"]
+    assert extras["fast"] and set(extras["fast"]) <= set(extras["test"])
+    assert not set(extras["fast"]) & set(project()["dependencies"])
+
+
 def test_every_package_is_pinned_within_its_range():
     pins = {}
     for line in (ROOT / "constraints.txt").read_text(encoding="utf-8").splitlines():
@@ -108,7 +115,7 @@ def test_the_mission_packages_are_there():
     assert wanted | {"matplotlib"} <= names
 
 
-@pytest.mark.parametrize("name", ["run", "test", "lab", "notebooks", "evaluate"])
+@pytest.mark.parametrize("name", ["run", "test", "lab", "notebooks", "evaluate", "bench"])
 def test_make_knows_the_command_and_the_readme_names_it(name):
     assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert f"make {name}" in (ROOT / "README.md").read_text(encoding="utf-8")

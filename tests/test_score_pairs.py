@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from rerank_utils import batching, reranking
 from rerank_utils.batching import Encoded, ahead, run_batches
 from rerank_utils.encoder import FirstTokenScorer
+from rerank_utils.engines import open_engine
 from rerank_utils.pairs import PairEncoder, TruncationWarning
 from rerank_utils.reranking import ScoreCache, load_reranker, score_pairs
 
@@ -200,7 +201,7 @@ def test_parts_for_a_gpu_hold_every_pair_once_and_score_the_same(reranker, monke
     parts = list(reranking._parts(PairEncoder(reranker), PAIRS, "cuda:0"))
     assert sorted(np.concatenate([part.positions for part in parts])) == list(range(60))
     assert len(parts) == 4
-    forward = reranking._forward(reranker, "cpu")
+    forward = open_engine(reranker.model, "cpu")
     scores = run_batches(parts, 60, forward, "cuda:0", "pairs")
     np.testing.assert_allclose(scores, score_pairs(reranker, PAIRS), atol=1e-5)
 

@@ -1,0 +1,91 @@
+"""What an index gains in speed and loses in recall: `python benchmarks/search.py`.
+
+Random vectors in clusters, 384 wide as MiniLM's. Recall@10 is the share of the ten exact nearest
+neighbours that were found.
+"""
+
+from __future__ import annotations
+
+import argparse
+import time
+from collections.abc import Sequence
+from functools import partial
+
+import faiss
+import numpy as np
+from bench import take_turns, write
+
+WIDTH = 384
+SETTINGS = {
+    "Flat": ("", [0]),
+    "IVF": ("nprobe", [1, 4, 16, 64]),
+    "HNSW": ("efSearch", [16, 64, 256]),
+}
+
+
+def clustered(rows: int, seed: int, clusters: int = 1_000) -> np.ndarray:
+    """(rows, WIDTH) float32 of length 1, around centres that do not depend on the seed."""
+    centres = np.random.default_rng(0).normal(size=(clusters, WIDTH)).astype(np.float32)
+    rng = np.random.default_rng(seed)
+    noise = rng.standard_normal((rows, WIDTH), dtype=np.float32)
+    vectors = centres[rng.integers(clusters, size=rows)] + noise
+    faiss.normalize_L2(vectors)
+    return vectors
+
+
+def build(kind: str, vectors: np.ndarray) -> tuple[faiss.Index, float]:
+    """An index and the seconds that building took."""
+    cells = max(1, int(4 * np.sqrt(len(vectors))) // 4)
+    factory = {"Flat": "Flat", "IVF": f"IVF{cells},Flat", "HNSW": "HNSW32,Flat"}[kind]
+    started = time.perf_counter()
+    index = faiss.index_factory(WIDTH, factory, faiss.METRIC_INNER_PRODUCT)
+    index.train(vectors)
+    index.add(vectors)
+    return index, time.perf_counter() - started
+
+
+def searched(index: faiss.Index, setting: str, value: int, queries: np.ndarray) -> np.ndarray:
+    """(Q, 10) positions of the neighbours found."""
+    if setting:
+        faiss.ParameterSpace().set_index_parameter(index, setting, value)
+    return index.search(queries, 10)[1]
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Build each index at each size, search with each setting."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--sizes", nargs="+", type=int, default=[100_000, 1_000_000])
+    parser.add_argument("--queries", type=int, default=200)
+    parser.add_argument("--rounds", type=int, default=3)
+    given = parser.parse_args(arguments)
+    queries, rows = clustered(given.queries, seed=2), []
+    for size in given.sizes:
+        vectors = clustered(size, seed=1)
+        work, seconds = {}, {}
+        for kind, (setting, values) in SETTINGS.items():
+            index, seconds[kind] = build(kind, vectors)
+            for value in values:
+                name = f"{kind} {setting} {value}" if setting else kind
+                work[name] = partial(searched, index, setting, value, queries)
+        timings = take_turns(work, given.rounds)
+        exact = timings["Flat"].output
+        for name, timing in timings.items():
+            hits = [len({*a} & {*b}) for a, b in zip(timing.output, exact, strict=True)]
+            rates = timing.rates(given.queries)
+            rows.append(
+                {
+                    "vectors": size,
+                    "index": name,
+                    "recall@10": float(np.mean(hits)) / 10,
+                    "queries/s": rates["median"],
+                    "slowest": rates["slowest"],
+                    "fastest": rates["fastest"],
+                    "seconds to build": seconds[name.split()[0]],
+                }
+            )
+    facts = {"width": WIDTH, "queries": given.queries, "rounds": given.rounds, "dtype": "float32"}
+    write("search", facts, rows)
+
+
+if __name__ == "__main__":
+    main()

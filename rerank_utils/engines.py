@@ -1,0 +1,254 @@
+"""What runs a cross-encoder: torch, or OpenVINO and ONNX Runtime on a CPU, in a chosen precision.
+
+The two engines get the same weights, written once as ONNX to the user's cache.
+"""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import tempfile
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+from weakref import WeakKeyDictionary
+
+import numpy as np
+
+from .batching import Arrays
+from .bundled import cache_folder
+
+if TYPE_CHECKING:
+    import torch
+    from transformers import PreTrainedModel
+
+Forward = Callable[[Arrays], "torch.Tensor | np.ndarray"]
+"""From a padded batch to its (rows,) logits."""
+
+DTYPES = {
+    "torch": ("auto", "float32", "bfloat16", "float16"),
+    "openvino": ("auto", "float32", "bfloat16"),
+    "onnx": ("auto", "float32", "int8"),
+}
+"""The precisions of each backend. "auto" is float32 on a CPU, so that numbers do not depend on
+the processor, and on a GPU what the reranker was loaded with."""
+_EXPORT = 1
+"""Counted up when the exported graph changes."""
+_ready: WeakKeyDictionary[Any, dict[tuple[str, str, str], Forward]] = WeakKeyDictionary()
+
+
+def fastest_on_cpu() -> dict[str, str]:
+    """Backend and dtype that measured best on a processor like this one, as arguments.
+
+    bfloat16 where the processor multiplies it, else int8. Both need the extra "fast".
+    """
+    if has_bfloat16():
+        return {"backend": "openvino", "dtype": "bfloat16"}
+    return {"backend": "onnx", "dtype": "int8"}
+
+
+def has_bfloat16() -> bool:
+    """Whether the processor has instructions for bfloat16 (AVX512_BF16 or AMX on x86)."""
+    import torch
+
+    checks = ("_is_avx512_bf16_supported", "_is_amx_tile_supported")
+    return any(getattr(torch.cpu, name, bool)() for name in checks)
+
+
+def open_engine(
+    model: PreTrainedModel, device: str, backend: str = "torch", dtype: str = "auto"
+) -> Forward:
+    """A function that gives the logits of a batch.
+
+    Args:
+        model: a one-logit cross-encoder.
+        device: "cpu", "cuda:0" ...
+        backend: "torch", "openvino" or "onnx"; the last two need a CPU and the extra "fast".
+        dtype: see `DTYPES`. int8 quantizes the weights channel by channel and the activations
+            batch by batch, so that a score depends a little on the rest of its batch.
+
+    Raises:
+        ValueError: an unknown backend, a dtype that it or the processor does not have, another
+            device than a CPU, or a family whose layers are not known here.
+        ModuleNotFoundError: the extra is not installed.
+    """
+    _check(model, device, backend, dtype)
+    model.to(device).eval()
+    if backend == "torch" and dtype == "auto":
+        return _torch_forward(model)
+    dtype = "float32" if dtype == "auto" else dtype
+    weights = _fingerprint(model)
+    engines = _ready.setdefault(model, {})
+    if (weights, backend, dtype) not in engines:
+        if any(old[0] != weights for old in engines):
+            engines.clear()  # the model was trained on since
+        engines[weights, backend, dtype] = _OPEN[backend](model, dtype, weights)
+    return engines[weights, backend, dtype]
+
+
+def _check(model: PreTrainedModel, device: str, backend: str, dtype: str) -> None:
+    from .encoder import FirstTokenScorer
+
+    if backend not in DTYPES:
+        raise ValueError(f"Unknown backend {backend!r}: choose one of {', '.join(DTYPES)}.")
+    if dtype not in DTYPES[backend]:
+        raise ValueError(
+            f"backend={backend!r} has no dtype {dtype!r}: choose one of "
+            f"{', '.join(DTYPES[backend])}."
+        )
+    if backend == "torch":
+        return
+    if not device.startswith("cpu"):
+        raise ValueError(f"backend={backend!r} runs on a CPU: load the reranker with device='cpu'.")
+    if not FirstTokenScorer.supports(model):
+        raise ValueError(
+            f"backend={backend!r} knows BERT and (XLM-)RoBERTa, not {type(model).__name__}: use "
+            "backend='torch'."
+        )
+    if backend == "openvino" and dtype == "bfloat16" and not has_bfloat16():
+        raise ValueError(
+            "This processor does not multiply bfloat16: use backend='onnx' with dtype='int8'."
+        )
+
+
+def _torch_forward(model: PreTrainedModel) -> Forward:
+    import torch
+
+    from .encoder import FirstTokenScorer
+
+    scorer = FirstTokenScorer(model) if FirstTokenScorer.supports(model) else None
+
+    def forward(batch: Arrays) -> torch.Tensor:
+        if batch["attention_mask"].all():  # nothing to hide: attention is quicker without
+            batch = {name: ids for name, ids in batch.items() if name != "attention_mask"}
+        inputs = {name: torch.from_numpy(ids).to(model.device) for name, ids in batch.items()}
+        if scorer is not None:
+            return scorer(**inputs)
+        return model(**inputs, return_dict=True).logits.view(-1)
+
+    return forward
+
+
+def _open_torch(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
+    import torch
+
+    wanted = getattr(torch, dtype)
+    if model.dtype == wanted:
+        return _torch_forward(_detached(model))
+    return _torch_forward(copy.deepcopy(model).to(wanted))
+
+
+def _detached(model: PreTrainedModel) -> PreTrainedModel:
+    """The same weights in another object, so that remembering it does not keep the model."""
+    return copy.deepcopy(model, {id(value): value for value in model.parameters()})
+
+
+def _open_openvino(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
+    openvino = _import("openvino")
+    hint = {"float32": "f32", "bfloat16": "bf16"}[dtype]
+    compiled = openvino.Core().compile_model(
+        _exported(model, weights), "CPU", {"INFERENCE_PRECISION_HINT": hint}
+    )
+    request = compiled.create_infer_request()
+    return lambda batch: np.array(next(iter(request.infer(batch, share_inputs=True).values())))
+
+
+def _open_onnx(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
+    runtime = _import("onnxruntime")
+    path = _exported(model, weights)
+    session = runtime.InferenceSession(
+        _quantized(path) if dtype == "int8" else path, providers=["CPUExecutionProvider"]
+    )
+    return lambda batch: session.run(None, batch)[0]
+
+
+_OPEN = {"torch": _open_torch, "openvino": _open_openvino, "onnx": _open_onnx}
+
+
+def _import(name: str) -> Any:
+    from importlib import import_module
+
+    try:
+        return import_module(name)
+    except ModuleNotFoundError as error:
+        raise ModuleNotFoundError(
+            f'This backend needs {error.name}, of the extra "fast": pip install -c '
+            'constraints.txt -e ".[fast]".'
+        ) from error
+
+
+def _fingerprint(model: PreTrainedModel) -> str:
+    """A name for these weights in this architecture: a sha256, shortened."""
+    digest = hashlib.sha256(f"{_EXPORT} {model.config.to_json_string()}".encode())
+    for name, tensor in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy(force=True).tobytes())
+    return digest.hexdigest()[:16]
+
+
+def _exported(model: PreTrainedModel, weights: str) -> Path:
+    """The model as ONNX in float32; written on first use."""
+    _import("onnx")
+    folder = cache_folder() / f"onnx-{weights}"
+    if not (folder / "model.onnx").exists():
+        _write_once(folder, lambda scratch: _export(model, scratch / "model.onnx"))
+    return folder / "model.onnx"
+
+
+def _quantized(path: Path) -> Path:
+    """The int8 version beside an exported model; written on first use."""
+    folder = path.parent.with_name(path.parent.name + "-int8")
+    if not (folder / "model.onnx").exists():
+        _write_once(folder, lambda scratch: _quantize(path, scratch / "model.onnx"))
+    return folder / "model.onnx"
+
+
+def _write_once(folder: Path, write: Callable[[Path], None]) -> None:
+    """Fill a fresh folder, then move it to its place in one step."""
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=folder.parent) as scratch:
+        fresh = Path(scratch) / "fresh"
+        fresh.mkdir()
+        write(fresh)
+        try:
+            os.replace(fresh, folder)
+        except OSError:  # another process was quicker
+            if not (folder / "model.onnx").exists():
+                raise
+
+
+def _export(model: PreTrainedModel, path: Path) -> None:
+    import torch
+
+    from .encoder import FirstTokenScorer
+
+    scorer = FirstTokenScorer(copy.deepcopy(model).float()).eval()
+    names = ["input_ids", "attention_mask"]
+    if model.config.type_vocab_size > 1:
+        names.append("token_type_ids")
+    example = {name: torch.ones(2, 8, dtype=torch.int64) for name in names}
+    with warnings.catch_warnings(), torch.no_grad():
+        warnings.simplefilter("ignore")  # of the exporter's age, and of shapes it cannot prove
+        torch.onnx.export(
+            scorer,
+            (example,),
+            str(path),
+            input_names=names,
+            output_names=["logits"],
+            dynamic_axes={name: {0: "rows", 1: "tokens"} for name in names},
+            dynamo=False,
+        )
+
+
+def _quantize(path: Path, target: Path) -> None:
+    import logging
+
+    from onnxruntime.quantization import QuantType, quantize_dynamic
+
+    logging.getLogger().addFilter(quiet := lambda record: "pre-processing" not in record.msg)
+    try:
+        quantize_dynamic(path, target, weight_type=QuantType.QInt8, per_channel=True)
+    finally:
+        logging.getLogger().removeFilter(quiet)

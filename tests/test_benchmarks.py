@@ -1,0 +1,87 @@
+"""Each benchmark runs on a small piece of its work and leaves a table and a JSON."""
+
+import importlib
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+FOLDER = Path(__file__).parent.parent / "benchmarks"
+
+
+@pytest.fixture
+def benchmark(monkeypatch, tmp_path):
+    """Run one in an empty folder; gives what it wrote."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("RERANK_CACHE", str(tmp_path / "cache"))
+
+    def run(name: str, arguments: str) -> dict:
+        importlib.import_module(name).main(arguments.split())
+        (path,) = (tmp_path / "artifacts" / "benchmarks").glob(f"{name}*.json")
+        text = path.read_text(encoding="utf-8")
+        assert not re.search(r"/(?:home|root|tmp|work|usr)/|[A-Z]:\\\\", text)
+        found = json.loads(text)
+        assert {"processor", "cores", "versions", "torch threads"} <= found["machine"].keys()
+        return found
+
+    return run
+
+
+def test_rerank_cpu(benchmark, tiny_reranker_folder, capsys):
+    sizes = "--queries 2 --depth 4 --rounds 2 --max-length 512"
+    found = benchmark("rerank_cpu", f"--reranker {tiny_reranker_folder} {sizes}")
+    assert found["facts"]["pairs"] == 8 and found["facts"]["tokens"] > 8 * 10
+    rows = {row["what"]: row for row in found["rows"]}
+    assert {"ours, torch float32", "ours, onnx int8", "ours, openvino float32"} <= rows.keys()
+    assert all(row["slowest"] <= row["pairs/s"] <= row["fastest"] for row in rows.values())
+    for name in ("ours, torch float32", "CrossEncoder.predict, batch 8"):
+        assert rows[name]["largest difference"] < 1e-4
+    assert "| what | pairs/s |" in capsys.readouterr().out
+
+
+def test_embed_cpu(benchmark):
+    found = benchmark("embed_cpu", "--documents 6 --rounds 1")
+    assert {row["what"] for row in found["rows"]} >= {"ours", "FlagModel.encode, batch 32"}
+    assert min(row["least cosine with ours"] for row in found["rows"]) > 0.9999
+
+
+def test_gpu_on_a_cpu_with_a_tiny_model(benchmark):
+    found = benchmark("gpu", "--device cpu --shapes tiny --pairs 8 --rounds 1")
+    assert {row["lengths"] for row in found["rows"]} == {"CWE's lengths", "512 tokens"}
+    assert all(row["pairs/s"] > 0 and row["MFU"] is None for row in found["rows"])
+
+
+def test_without_a_gpu_it_says_so(benchmark, monkeypatch, capsys):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    with pytest.raises(ValueError):  # nothing is written
+        benchmark("gpu", "")
+    assert "no GPU" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("shape", "gflop"), [("278M", 96.6), ("568M", 335)])
+def test_work_of_a_pair_is_the_formula(monkeypatch, shape, gflop):
+    """Figures worked out by hand for 512 tokens, from the formula in the docstring."""
+    monkeypatch.syspath_prepend(str(FOLDER))
+    gpu = importlib.import_module("gpu")
+    sizes = gpu.SHAPES[shape]
+    config = type("Config", (), {**sizes, "intermediate_size": 4 * sizes["hidden_size"]})
+    assert gpu.flops(config, np.array([512])) / 1e9 == pytest.approx(gflop, rel=0.005)
+
+
+def test_search(benchmark):
+    found = benchmark("search", "--sizes 5000 --queries 20 --rounds 1")
+    rows = {row["index"]: row for row in found["rows"]}
+    assert rows["Flat"]["recall@10"] == 1
+    recalls = [rows[f"IVF nprobe {n}"]["recall@10"] for n in (1, 4, 16, 64)]
+    assert recalls == sorted(recalls) and recalls[0] < recalls[-1]
+
+
+def test_growth(benchmark, tiny_reranker_folder):
+    sizes = "--documents 2 --pairs 4 --rounds 1"
+    found = benchmark("growth", f"--reranker {tiny_reranker_folder} {sizes}")
+    stages = [row["stage"] for row in found["rows"]]
+    assert stages == ["embed documents", "index and search", "rerank pairs"]
+    assert all(np.isfinite(row["slope"]) for row in found["rows"])

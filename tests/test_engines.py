@@ -1,0 +1,131 @@
+"""Backends and precisions give the scores of the plain model."""
+
+import importlib
+
+import numpy as np
+import pytest
+import torch
+
+from rerank_utils import engines
+from rerank_utils.engines import DTYPES, fastest_on_cpu, has_bfloat16, open_engine
+from rerank_utils.reranking import load_reranker, rerank, score_pairs
+from rerank_utils.run import Run
+
+LAYOUTS = ["tiny_reranker_folder", "tiny_xlmr_folder"]
+PAIRS = [(f"query {i % 7} of a buffer", f"document {i}" + " word" * (i % 12)) for i in range(60)]
+ENGINES = [(b, d) for b, dtypes in DTYPES.items() for d in dtypes if b != "torch"]
+
+
+@pytest.fixture(scope="module", params=LAYOUTS)
+def reranker(request):
+    return load_reranker(request.getfixturevalue(request.param), max_length=64, device="cpu")
+
+
+@pytest.fixture(scope="module")
+def expected(reranker):
+    return np.array(reranker.compute_score([list(pair) for pair in PAIRS], batch_size=8))
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("RERANK_CACHE", str(tmp_path))
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
+def test_torch_scores_in_each_precision(reranker, expected, dtype):
+    near = 1e-4 if dtype == "float32" else 5e-2
+    np.testing.assert_allclose(score_pairs(reranker, PAIRS, dtype=dtype), expected, atol=near)
+    assert reranker.model.dtype == torch.float32  # the reranker itself is left as it was
+
+
+@pytest.mark.parametrize(("backend", "dtype"), ENGINES)
+def test_engines_score_like_torch(reranker, expected, backend, dtype):
+    if dtype == "bfloat16" and not has_bfloat16():
+        with pytest.raises(ValueError, match="does not multiply bfloat16"):
+            score_pairs(reranker, PAIRS, backend=backend, dtype=dtype)
+        return
+    scores = score_pairs(reranker, PAIRS, backend=backend, dtype=dtype)
+    if dtype == "int8":
+        assert np.corrcoef(scores, expected)[0, 1] > 0.95
+    else:
+        near = 5e-2 if dtype == "bfloat16" else 1e-4
+        np.testing.assert_allclose(scores, expected, atol=near)
+
+
+def test_the_export_is_written_once_and_again_for_other_weights(
+    tiny_reranker_folder, tmp_path, monkeypatch
+):
+    reranker = load_reranker(tiny_reranker_folder, max_length=64, device="cpu")
+    exports, export = [], engines._export
+    monkeypatch.setattr(engines, "_export", lambda *given: exports.append(1) or export(*given))
+    before = score_pairs(reranker, PAIRS, backend="onnx")
+    score_pairs(reranker, PAIRS, backend="onnx")
+    engines._ready.clear()  # as in a new process
+    score_pairs(reranker, PAIRS, backend="openvino")
+    assert len(exports) == 1 and len(list(tmp_path.glob("onnx-*"))) == 1
+    reranker.model.classifier.bias.data += 1
+    np.testing.assert_allclose(score_pairs(reranker, PAIRS, backend="onnx"), before + 1, atol=1e-4)
+    assert len(exports) == 2
+
+
+def test_rerank_passes_the_choice_on(reranker, expected):
+    query = {"q": PAIRS[0][0]}
+    documents = {f"d{i}": document for i, (_, document) in enumerate(PAIRS[:10])}
+    run = Run.from_lists(["q"], [list(documents)], [list(range(10, 0, -1))])
+    plain = rerank(run, query, documents, reranker, 10)
+    quick = rerank(run, query, documents, reranker, 10, dtype="bfloat16")
+    np.testing.assert_allclose(sorted(quick.scores[0]), sorted(plain.scores[0]), atol=5e-2)
+    assert (quick.scores != plain.scores).any()
+
+
+def test_the_fastest_is_one_that_there_is():
+    choice = fastest_on_cpu()
+    assert choice["dtype"] in DTYPES[choice["backend"]]
+    assert (choice["dtype"] == "bfloat16") == has_bfloat16()
+
+
+@pytest.mark.parametrize(
+    ("settings", "sentence"),
+    [
+        ({"backend": "jax"}, "Unknown backend 'jax': choose one of torch, openvino, onnx"),
+        ({"dtype": "int8"}, "backend='torch' has no dtype 'int8'"),
+        ({"backend": "onnx", "dtype": "bfloat16"}, "has no dtype 'bfloat16': choose one of auto"),
+    ],
+)
+def test_what_there_is_not_is_refused(reranker, settings, sentence):
+    with pytest.raises(ValueError, match=sentence):
+        score_pairs(reranker, PAIRS, **settings)
+
+
+def test_engines_want_a_cpu_and_a_known_family(reranker, monkeypatch):
+    with pytest.raises(ValueError, match="load the reranker with device='cpu'"):
+        open_engine(reranker.model, "cuda:0", "onnx")
+    monkeypatch.setattr("rerank_utils.encoder.FAMILIES", set())
+    with pytest.raises(ValueError, match="knows BERT and"):
+        open_engine(reranker.model, "cpu", "openvino")
+
+
+@pytest.mark.parametrize(
+    ("backend", "package"), [("openvino", "openvino"), ("onnx", "onnxruntime")]
+)
+def test_without_the_extra_the_error_names_it(reranker, monkeypatch, backend, package):
+    real = importlib.import_module
+
+    def refusing(name, *others):
+        if name == package:
+            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
+        return real(name, *others)
+
+    monkeypatch.setattr("importlib.import_module", refusing)
+    engines._ready.clear()
+    with pytest.raises(ModuleNotFoundError, match=rf"needs {package}, of the extra \"fast\""):
+        score_pairs(reranker, PAIRS, backend=backend)
+
+
+def test_a_reranker_of_another_kind_has_no_choice():
+    class Other:
+        def compute_score(self, pairs):
+            return [0.0] * len(pairs)
+
+    with pytest.raises(ValueError, match="Other runs as it was loaded"):
+        score_pairs(Other(), PAIRS, dtype="bfloat16")
