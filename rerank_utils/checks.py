@@ -24,6 +24,17 @@ def _table() -> dict:
     return tomllib.loads((files(__package__) / RANGES_FILE).read_text(encoding="utf-8"))
 
 
+def published(profile: str) -> list[str]:
+    """What others published for a profile, with each measure as its source defines it."""
+    lines = []
+    for row in _table().get("published", {}).get(profile, []):
+        lines += [
+            f"published, not measured here: {row['measure']} {row['before']} to {row['after']}",
+            f"  defined there as {row['defined']}; here see {row['here']}",
+        ]
+    return lines
+
+
 def check_metrics(profile: str, notebook: str, metrics: Mapping[str, float]) -> str:
     """Compare the numbers of a notebook with the expected ranges.
 
@@ -40,7 +51,8 @@ def check_metrics(profile: str, notebook: str, metrics: Mapping[str, float]) -> 
             range (as NaN is), or a metric has no range or a range no metric.
     """
     if profile not in _table():
-        return f"No ranges are recorded for the profile {profile!r}: nothing was checked."
+        said = f"No ranges are recorded for the profile {profile!r}: nothing was checked."
+        return "\n".join([said, *published(profile)])
     ranges = expected_ranges(profile, notebook)
     if not ranges:
         raise AssertionError(f"{RANGES_FILE} has no ranges for {profile}, {notebook!r}.")

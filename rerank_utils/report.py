@@ -170,22 +170,24 @@ def _reranked(run: Run, test: Result, artifacts: Path) -> Run:
 
 
 def as_markdown(table: Experiment) -> str:
-    """The table as the README shows it: a line for each run, a column for each measure."""
-    names = list(table.evaluations)
+    """The table as the README shows it: means of all measures, and for the first of them the
+    difference from the baseline with interval and corrected p. All tests are in the CSV file."""
     measures = list(table.evaluations[table.baseline].values)
-    lines = ["| " + " | ".join(["run", *measures]) + " |", "|---" * (len(measures) + 1) + "|"]
-    for name in names:
-        cells = [name, *(_cell(table.row(name, measure)) for measure in measures)]
+    columns = ["run", measures[0], "difference, p", *measures[1:]]
+    lines = ["| " + " | ".join(columns) + " |", "|---" * len(columns) + "|"]
+    for name, found in table.evaluations.items():
+        first, *others = (f"{mean:.3f}" for mean in found.means().values())
+        cells = [name, first, _difference(table.row(name, measures[0])), *others]
         lines.append("| " + " | ".join(cells) + " |")
     return "\n".join([*lines, "", *table.notes])
 
 
-def _cell(row: Row) -> str:
+def _difference(row: Row) -> str:
     if row.difference is None:
-        return f"{row.mean:.3f}"
+        return "–"
     p = format_p(row.corrected_p)
     p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    return f"{row.mean:.3f}<br>{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}]<br>{p}"
+    return f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {p}"
 
 
 def write_between_markers(path: Path, text: str) -> None:

@@ -25,6 +25,13 @@ def test_a_profile_without_ranges_says_so():
     assert "nothing was checked" in check_metrics("msmarco", "00_quickstart", {"x": 1.0})
 
 
+def test_published_figures_are_labelled_so_and_never_checked():
+    said = check_metrics("msmarco", "00_quickstart", {"R@10": 0.0})
+    assert "published, not measured here: MRR@10 0.9825 to 0.995" in said
+    assert "1 as soon as one is found; here see Success@1" in said
+    assert "published" not in check_metrics("beir:somewhere", "00_quickstart", {"R@10": 0.0})
+
+
 def test_a_misspelt_notebook_fails():
     with pytest.raises(AssertionError, match="no ranges for offline, '00_quikstart'"):
         check_metrics("offline", "00_quikstart", {"x": 1.0})

@@ -111,10 +111,9 @@ def test_the_markdown_states_difference_interval_and_corrected_p():
     better = Run.from_lists(queries, [["a", "b"]] * 30, [[1, 2]] * 30)
     table = experiment({"dense": worse, "other": better}, qrels)
     lines = as_markdown(table).splitlines()
-    assert lines[0] == "| run | nDCG@10 | RR@10 | R@10 | R@50 | Success@1 |"
-    assert lines[2].startswith("| dense | 0.631 | 0.500 | 1.000 |")
-    assert "| 1.000<br>+0.500 [+0.500, +0.500]<br>p < 0.001 |" in lines[3]
-    assert "| 1.000<br>+0.000 [+0.000, +0.000]<br>p = 1.000 |" in lines[3]
+    assert lines[0] == "| run | nDCG@10 | difference, p | RR@10 | R@10 | R@50 | Success@1 |"
+    assert lines[2].startswith("| dense | 0.631 | – | 0.500 | 1.000 |")
+    assert lines[3].startswith("| other | 1.000 | +0.369 [+0.369, +0.369], p < 0.001 | 1.000 |")
     assert len({line.count("|") for line in lines[:4]}) == 1
     assert evaluate(better, qrels).mean("RR@10") == 1.0
 
