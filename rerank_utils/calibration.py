@@ -148,9 +148,10 @@ def reliability(
         inside = places == place
         hits, pairs = int(relevant[inside].sum()), int(inside.sum())
         interval = binomtest(hits, pairs).proportion_ci(method="wilson")
-        means = (float(probabilities[inside].mean()), hits / pairs)
+        predicted, observed = float(probabilities[inside].mean()), hits / pairs
         low, high = limits[place : place + 2].tolist()
-        rows.append(Bin(low, high, pairs, *means, float(interval.low), float(interval.high)))
+        ends = (min(float(interval.low), observed), max(float(interval.high), observed))
+        rows.append(Bin(low, high, pairs, predicted, observed, *ends))
     return rows
 
 
