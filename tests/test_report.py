@@ -82,7 +82,7 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     monkeypatch.setattr(
         reranking,
         "_score",
-        lambda model, pairs, keep: scored.extend(pairs) or score(model, pairs, keep),
+        lambda model, pairs, *rest: scored.extend(pairs) or score(model, pairs, *rest),
     )
     report = make_report(small_profile, tmp_path)
     names = list(report.table.evaluations)
