@@ -12,6 +12,7 @@ import json
 import os
 import shutil
 import tempfile
+import warnings
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -127,7 +128,10 @@ def merge(adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    model = PeftModel.from_pretrained(untrained_reranker(), str(adapter)).merge_and_unload()
+    with warnings.catch_warnings():
+        # peft still asks transformers by a name that transformers is about to drop
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        model = PeftModel.from_pretrained(untrained_reranker(), str(adapter)).merge_and_unload()
     model.float().save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(minilm_path(), model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(folder)
