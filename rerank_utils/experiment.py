@@ -67,7 +67,7 @@ class Row:
         ]
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Experiment:
     """Runs against a baseline. Printing it, or leaving it last in a notebook cell, shows the table.
 
@@ -106,6 +106,8 @@ class Experiment:
             padded = [f"{c:<{w}}" for c, w in words] + [f"{c:>{w}}" for c, w in numbers]
             lines.append("  ".join(padded).rstrip())
         return "\n".join([*lines, "", *self.notes])
+
+    __repr__ = __str__
 
     def _repr_html_(self) -> str:
         """The table as notebooks show it."""

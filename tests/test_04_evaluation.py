@@ -12,6 +12,7 @@ import pytrec_eval
 
 from rerank_utils.cwe import read_catalogue
 from rerank_utils.evaluation import Evaluation, compare, evaluate
+from rerank_utils.experiment import holm
 from rerank_utils.indexing import build_index
 from rerank_utils.run import Run
 
@@ -177,6 +178,25 @@ def test_two_queries_of_a_hundred_have_p_one_half():
     scope = taught("permutation", {"np": np, "gain": two})
     assert scope["permutation_p"](two, np.random.default_rng(1)) == pytest.approx(0.5, abs=0.02)
     assert compare(evaluation(0 * two), evaluation(two), "AP").p == pytest.approx(0.5, abs=0.02)
+
+
+@pytest.mark.parametrize("m", [1, 2, 10, 40])
+def test_holms_correction_is_that_of_the_helper(m):
+    by_hand = taught("holm", {"np": np})["holm"]
+    rng = np.random.default_rng(m)
+    for spread in (1, 3, 6):  # the higher, the more small p values
+        p_values = rng.random(m) ** spread
+        p_values[rng.integers(m)] = p_values[0]  # two equal ones, if m allows
+        assert by_hand(p_values) == pytest.approx(holm(p_values), abs=1e-12)
+
+
+def test_holms_correction_of_four_p_values_worked_out_on_paper():
+    by_hand = taught("holm", {"np": np})["holm"]
+    # 0.01 x 4 = 0.04, 0.02 x 3 = 0.06, 0.03 x 2 = 0.06, 0.6 x 1
+    assert by_hand(np.array([0.03, 0.01, 0.6, 0.02])) == pytest.approx([0.06, 0.04, 0.6, 0.06])
+    # the last may not come out below the one before, and none above 1
+    assert by_hand(np.array([0.4, 0.7])) == pytest.approx([0.8, 0.8])
+    assert by_hand(np.array([0.9, 0.8])) == pytest.approx([1.0, 1.0])
 
 
 def test_grades_are_two_for_filed_and_one_for_parents():
