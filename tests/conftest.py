@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 
 import pytest
+from cells import taught_source
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
 os.environ.pop("RERANK_PROFILE", None)  # so that a user's own setting changes no test
@@ -123,14 +124,4 @@ def write_lines(path: Path, records: list[dict]) -> None:
 @pytest.fixture(scope="session")
 def taught():
     """taught("03_reranking", "score"): the source of the one cell that is tagged so."""
-    import nbformat
-
-    notebooks = Path(__file__).parent.parent / "notebooks"
-
-    def source(notebook: str, what: str) -> str:
-        cells = nbformat.read(notebooks / f"{notebook}.ipynb", as_version=4).cells
-        tag = f"taught:{what}"
-        (found,) = (cell.source for cell in cells if tag in cell.metadata.get("tags", []))
-        return found
-
-    return source
+    return taught_source

@@ -2,13 +2,12 @@
 
 from dataclasses import dataclass, field
 from itertools import product
-from pathlib import Path
 
 import ir_measures
-import nbformat
 import numpy as np
 import pytest
 import pytrec_eval
+from cells import taught_source
 
 from rerank_utils.cwe import read_catalogue
 from rerank_utils.evaluation import Evaluation, compare, evaluate
@@ -16,16 +15,12 @@ from rerank_utils.experiment import holm
 from rerank_utils.indexing import build_index
 from rerank_utils.run import Run
 
-NOTEBOOK = Path(__file__).parent.parent / "notebooks" / "04_evaluation.ipynb"
 K = 5
 
 
 def taught(tag: str, scope: dict) -> dict:
     """Execute the one cell with this tag in the scope, and return the scope."""
-    cells = nbformat.read(NOTEBOOK, as_version=4).cells
-    found = [cell.source for cell in cells if f"taught:{tag}" in cell.metadata.get("tags", [])]
-    assert len(found) == 1, tag
-    exec(found[0], scope)
+    exec(taught_source("04_evaluation", tag), scope)
     return scope
 
 
