@@ -24,13 +24,15 @@ notebooks: setup      ## run the notebooks and refresh their outputs
 evaluate: setup       ## the full test split: the table of the README
 	$(BIN)/python -m rerank_utils.report
 
-bench: setup          ## speed, ours beside what one would use otherwise (about an hour on two cores)
+bench: setup          ## speed, ours beside what one would use otherwise (about 90 minutes on two cores)
 	$(BIN)/python benchmarks/rerank_cpu.py
 	$(BIN)/python benchmarks/rerank_cpu.py --max-length 512
 	$(BIN)/python benchmarks/embed_cpu.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/search.py
 	$(BIN)/python benchmarks/growth.py
+	$(BIN)/python benchmarks/evaluation.py
+	$(BIN)/python benchmarks/summary.py
 
 reranker: setup       ## train the bundled reranker again (about an hour on two cores)
 	$(BIN)/python -m rerank_utils.training --output artifacts/training

@@ -67,24 +67,43 @@ def take_turns(
 ) -> dict[str, Timing]:
     """Run every contestant once a round; progress bars are swallowed.
 
+    An interrupt after the first round ends the run; the whole rounds that were timed count.
+
     Args:
         contestants: name -> the work.
         rounds: how often each is timed.
         warm_up: name -> what is run before, untimed; by default the work itself.
     """
     timings = {name: Timing() for name in contestants}
-    for name, work in (warm_up or contestants).items():
+    for name, work in (contestants if warm_up is None else warm_up).items():
         with _quiet():
             work()
         print(f"warm: {name}", flush=True)
     for number in range(1, rounds + 1):
-        for name, work in contestants.items():
-            with _quiet():
-                started = time.perf_counter()
-                timings[name].output = work()
-                timings[name].seconds.append(time.perf_counter() - started)
-            print(f"round {number}: {name} {timings[name].seconds[-1]:.2f} s", flush=True)
+        try:
+            for name, work in contestants.items():
+                _time(work, timings[name])
+                print(f"round {number}: {name} {timings[name].seconds[-1]:.2f} s", flush=True)
+        except KeyboardInterrupt:
+            if number == 1:
+                raise
+            print(f"Interrupted in round {number}: the figures are those of the rounds before.")
+            for timing in timings.values():
+                del timing.seconds[number - 1 :]
+            break
     return timings
+
+
+def rounds_done(timings: Mapping[str, Timing]) -> int:
+    """How many whole rounds these timings are from."""
+    return min(len(timing.seconds) for timing in timings.values())
+
+
+def _time(work: Callable[[], Any], timing: Timing) -> None:
+    with _quiet():
+        started = time.perf_counter()
+        timing.output = work()
+        timing.seconds.append(time.perf_counter() - started)
 
 
 @contextlib.contextmanager
@@ -128,16 +147,22 @@ def _version(package: str) -> str | None:
 
 def write(name: str, facts: Mapping[str, Any], rows: list[dict[str, Any]]) -> Path:
     """Print the rows as a table and write them with the facts to `RESULTS`."""
-    columns = list(dict.fromkeys(column for row in rows for column in row))
-    print("\n| " + " | ".join(columns) + " |\n|" + "---|" * len(columns))
-    for row in rows:
-        print("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+    print(f"\n{markdown(rows)}")
     RESULTS.mkdir(parents=True, exist_ok=True)
     path = RESULTS / f"{name}.json"
     content = {"facts": dict(facts), "machine": machine(), "rows": rows}
     path.write_text(json.dumps(content, indent=1), encoding="utf-8")
     print(f"\nwritten: {path}")
     return path
+
+
+def markdown(rows: list[dict[str, Any]]) -> str:
+    """Rows of equal or different keys as a Markdown table."""
+    columns = list(dict.fromkeys(column for row in rows for column in row))
+    lines = ["| " + " | ".join(columns) + " |", "|" + "---|" * len(columns)]
+    for row in rows:
+        lines.append("| " + " | ".join(_cell(row.get(column)) for column in columns) + " |")
+    return "\n".join(lines)
 
 
 def _cell(value: Any) -> str:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
-from bench import take_turns, write
+from bench import rounds_done, take_turns, write
 
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.hub import quiet_libraries
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "documents": len(texts),
         "max length": length,
         "tokens": sum(map(len, tokens)),
-        "rounds": given.rounds,
+        "rounds": rounds_done(timings),
         "dtype": "float32",
     }
     write("embed_cpu", facts, rows)

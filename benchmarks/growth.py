@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import numpy as np
-from bench import take_turns, write
+from bench import rounds_done, take_turns, write
 
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.hub import quiet_libraries
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         slope = np.polyfit(np.log(FACTORS), np.log(seconds), 1)[0]
         named = {f"{factor}x, s": s for factor, s in zip(FACTORS, seconds, strict=True)}
         rows.append({"stage": stage, **named, "slope": float(slope)})
-    facts = {"documents": given.documents, "pairs": given.pairs, "rounds": given.rounds}
+    facts = {"documents": given.documents, "pairs": given.pairs, "rounds": rounds_done(timings)}
     write("growth", facts, rows)
 
 

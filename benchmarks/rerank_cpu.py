@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 import numpy as np
-from bench import Timing, take_turns, write
+from bench import Timing, rounds_done, take_turns, write
 
 from rerank_utils.collection import Collection
 from rerank_utils.engines import DTYPES, fastest_on_cpu, has_bfloat16, open_engine
@@ -151,7 +151,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "max length": given.max_length,
         "tokens": int(lengths.sum()),
         "tokens a pair": float(lengths.mean()),
-        "rounds": given.rounds,
+        "rounds": rounds_done(timings),
         "dtype of others": "float32",
     }
     rows = table(timings, len(pairs), partial(ndcg, run, collection, given.depth))

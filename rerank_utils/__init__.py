@@ -6,9 +6,10 @@
 The nouns are in `collection`, `run` and `evaluation`. `lexical` makes a Run with BM25, `fusion`
 makes one of several. `experiment` tests runs against a baseline, `analysis` looks at single
 queries, `calibration` makes probabilities of scores. `bundled` holds the shipped reranker,
-`training` how it was made, `zoo` the table of BGE models. `profiles` names set-ups, `pipeline`
-strings the stages together, `report` makes the table of the README. `batching` and `hub` serve
-embedding and reranking; `pairs`, `encoder` and `engines` make reranking quick.
+`training` how it was made and `training_data` from what, `zoo` the table of BGE models.
+`profiles` names set-ups, `pipeline` strings the stages together, `report` makes the table of the
+README. `batching` and `hub` serve embedding and reranking; `pairs`, `encoder` and `engines` make
+reranking quick.
 """
 
 import warnings

@@ -6,8 +6,10 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeVar
+from functools import partial
+from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
 from weakref import WeakKeyDictionary
 
 import numpy as np
@@ -18,6 +20,10 @@ if TYPE_CHECKING:
 Item, Result = TypeVar("Item"), TypeVar("Result")
 Arrays = dict[str, np.ndarray]
 """A padded batch: input name -> (rows, tokens) int64."""
+Forward = Callable[[Arrays], "torch.Tensor | np.ndarray"]
+"""From a padded batch to (rows, ...) outputs."""
+Submit = Callable[[Callable[[np.ndarray], Arrays], np.ndarray], Callable[[], np.ndarray]]
+"""Starts a batch, given what makes it and its rows; gives what waits for its outputs."""
 Keep = Callable[[np.ndarray, np.ndarray], None]
 """What is done with a finished batch: (positions, outputs)."""
 CPU_TOKENS, GPU_TOKENS = 1_024, 65_536
@@ -66,7 +72,7 @@ def token_batches(lengths: Sequence[int] | np.ndarray, budget: int) -> list[np.n
 def run_batches(
     parts: Iterable[Encoded],
     total: int,
-    forward: Callable[[Arrays], torch.Tensor | np.ndarray],
+    forward: Forward,
     device: str,
     desc: str,
     keep: Keep | None = None,
@@ -74,13 +80,15 @@ def run_batches(
 ) -> np.ndarray:
     """Sort, pad, run and put back in order.
 
+    Several batches are under way at once. On a CPU each has a share of the threads: a core with
+    a batch of its own waits for nobody. A GPU computes one while the next is made ready.
     A batch that does not fit into memory is cut: the budget of tokens is halved until it fits,
     and stays so for this `owner`.
 
     Args:
         parts: the tokenized texts, all at once or part by part (see `ahead`).
         total: texts in all parts together, at least one.
-        forward: from a padded batch to (rows, ...) outputs.
+        forward: from a padded batch to (rows, ...) outputs; on a CPU called from several threads.
         device: "cpu", "cuda:0" ...
         desc: label of the progress bar, which counts texts.
         keep: called after each batch with its positions and outputs, so that an interrupted
@@ -93,50 +101,102 @@ def run_batches(
     Raises:
         MemoryError: not even a single text fits.
     """
-    import torch
     from tqdm import tqdm
 
     on_cpu = str(device).startswith("cpu")
+    budget = CPU_TOKENS if on_cpu else GPU_TOKENS
+    if owner is not None:
+        budget = _budgets.get(owner, budget)
+    parts = iter(parts)
+    first = next(parts)
+    cuts = token_batches(first.lengths, budget)
+    waiting = deque((first, rows) for rows in cuts)
+    under_way: deque[tuple[Encoded, np.ndarray, Callable[[], np.ndarray]]] = deque()
     finished: list[tuple[np.ndarray, np.ndarray]] = []
-    under_way: deque[tuple[np.ndarray, Any]] = deque()
 
-    def finish(limit: int) -> None:
-        """Fetch outputs until at most `limit` batches are under way."""
-        while len(under_way) > limit:
-            positions, outputs = under_way.popleft()
-            if isinstance(outputs, torch.Tensor):
-                outputs = outputs.float().cpu().numpy()
-            finished.append((positions, outputs))
+    def pull() -> tuple[Encoded, np.ndarray] | None:
+        """The next batch, cut to what the budget is now."""
+        if not waiting:
+            part = next(parts, None)
+            if part is None:
+                return None
+            waiting.extend((part, rows) for rows in token_batches(part.lengths, budget))
+        part, rows = waiting.popleft()
+        now, *later = token_batches(part.lengths[rows], budget)
+        waiting.extendleft((part, rows[cut]) for cut in reversed(later))
+        return part, rows[now]
+
+    lanes = _cpu_lanes(forward, len(cuts)) if on_cpu else _gpu_lanes(forward)
+    with lanes as (lane_count, submit), tqdm(total=total, desc=desc, unit="") as bar:
+        while True:
+            while len(under_way) < lane_count and (batch := pull()):
+                part, rows = batch
+                under_way.append((part, rows, submit(part.collate, rows)))
+            if not under_way:
+                break
+            part, rows, fetch = under_way.popleft()
+            try:
+                outputs = fetch()
+            except (RuntimeError, MemoryError) as error:
+                if not _out_of_memory(error):
+                    raise
+                budget = _halve(len(rows), int(part.lengths[rows].max()), owner)
+                waiting.appendleft((part, rows))
+                continue
+            finished.append((part.positions[rows], outputs))
             if keep is not None:
-                keep(positions, outputs)
-            bar.update(len(positions))
-
-    with torch.inference_mode(), tqdm(total=total, desc=desc, unit="") as bar:
-        for part in parts:
-            budget = CPU_TOKENS if on_cpu else GPU_TOKENS
-            if owner is not None:
-                budget = _budgets.get(owner, budget)
-            batches = deque(token_batches(part.lengths, budget))
-            while batches:
-                rows = batches[0]
-                try:
-                    outputs = forward(part.collate(rows))
-                except (RuntimeError, MemoryError) as error:
-                    if not _out_of_memory(error):
-                        raise
-                    finish(0)
-                    budget = _halve(len(rows), int(part.lengths[rows].max()), owner)
-                    left = np.concatenate(batches)
-                    batches = deque(left[i] for i in token_batches(part.lengths[left], budget))
-                    continue
-                batches.popleft()
-                under_way.append((part.positions[rows], outputs))
-                finish(0 if on_cpu else 1)  # a GPU computes while the next batch is made ready
-        finish(0)
+                keep(*finished[-1])
+            bar.update(len(rows))
     result = np.empty((total, *finished[0][1].shape[1:]), dtype=np.float32)
     for positions, outputs in finished:
         result[positions] = outputs
     return result
+
+
+@contextmanager
+def _cpu_lanes(forward: Forward, batches: int) -> Iterator[tuple[int, Submit]]:
+    """As many batches at once as there are threads; fewer batches share the threads."""
+    import torch
+
+    threads = torch.get_num_threads()
+    lanes = max(1, min(threads, batches))
+
+    def run(collate: Callable[[np.ndarray], Arrays], rows: np.ndarray) -> np.ndarray:
+        with torch.inference_mode():
+            return _to_numpy(forward(collate(rows)))
+
+    with ThreadPoolExecutor(
+        lanes, initializer=torch.set_num_threads, initargs=(threads // lanes,)
+    ) as pool:
+        try:
+            yield lanes, lambda collate, rows: pool.submit(run, collate, rows).result
+        finally:
+            pool.shutdown(cancel_futures=True)  # after an interrupt: what has not begun
+            torch.set_num_threads(threads)  # torch gives new threads what was set last
+
+
+@contextmanager
+def _gpu_lanes(forward: Forward) -> Iterator[tuple[int, Submit]]:
+    """Two batches at once: the GPU is given the next before the outputs of one are fetched."""
+    import torch
+
+    def submit(collate: Callable[[np.ndarray], Arrays], rows: np.ndarray) -> Callable:
+        try:
+            outputs = forward(collate(rows))
+        except (RuntimeError, MemoryError) as error:
+            return partial(_raise, error)
+        return lambda: _to_numpy(outputs)
+
+    with torch.inference_mode():
+        yield 2, submit
+
+
+def _raise(error: Exception) -> NoReturn:
+    raise error
+
+
+def _to_numpy(outputs: torch.Tensor | np.ndarray) -> np.ndarray:
+    return outputs if isinstance(outputs, np.ndarray) else outputs.float().cpu().numpy()
 
 
 def _out_of_memory(error: Exception) -> bool:

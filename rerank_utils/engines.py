@@ -17,15 +17,12 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
-from .batching import Arrays
+from .batching import Arrays, Forward
 from .bundled import cache_folder
 
 if TYPE_CHECKING:
     import torch
     from transformers import PreTrainedModel
-
-Forward = Callable[[Arrays], "torch.Tensor | np.ndarray"]
-"""From a padded batch to its (rows,) logits."""
 
 DTYPES = {
     "torch": ("auto", "float32", "bfloat16", "float16"),

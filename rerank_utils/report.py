@@ -190,18 +190,19 @@ def _difference(row: Row) -> str:
     return f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {p}"
 
 
-def write_between_markers(path: Path, text: str) -> None:
-    """Replace what stands between the two result markers of a file.
+def write_between_markers(path: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
+    """Replace what stands between the two markers of a file.
 
     Raises:
         ValueError: the file has not exactly one pair of markers.
     """
     page = path.read_text(encoding="utf-8")
-    if any(page.count(marker) != 1 for marker in MARKERS):
-        raise ValueError(f"{path} must hold the lines {MARKERS[0]!r} and {MARKERS[1]!r} once.")
-    head, rest = page.split(MARKERS[0])
-    tail = rest.split(MARKERS[1])[1]
-    path.write_text(f"{head}{MARKERS[0]}\n{text}\n{MARKERS[1]}{tail}", encoding="utf-8")
+    first, last = markers
+    if any(page.count(marker) != 1 for marker in markers):
+        raise ValueError(f"{path} must hold the lines {first!r} and {last!r} once.")
+    head, rest = page.split(first)
+    tail = rest.split(last)[1]
+    path.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
 
 
 def main(arguments: list[str] | None = None) -> int:

@@ -5,24 +5,17 @@ few minutes on (query, document) pairs; it is the teacher. (2) A cross-encoder, 
 fresh head, learns to rank as the teacher does: a listwise KL divergence over one group of
 candidates. (3) The labels join the loss. Progress is saved, and the same command resumes.
 
-A few hundred documents teach a cross-encoder those documents, not how to compare texts. So the
-candidates also hold other passages of the catalogue, and a part of the queries and candidates are
-docstrings of installed packages: the summary is the query, the rest of the docstring the answer.
+What it learns from is in `training_data`.
 """
 
 from __future__ import annotations
 
 import argparse
-import ast
 import hashlib
 import json
 import random
-import re
 import time
-from collections import defaultdict
 from dataclasses import asdict, dataclass
-from functools import cache
-from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
@@ -31,21 +24,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, normalize, s
 from tqdm import tqdm
 
 from .bundled import MANIFEST, MAX_LENGTH, file_sha256, merge, minilm_path, untrained_reranker
-from .cwe import (
-    Weakness,
-    clean_report,
-    collect_reports,
-    held_out,
-    linked_reports,
-    near_duplicates,
-    read_catalogue,
-    read_splits,
-)
-
-MAX_SHARED = 4
-"""A sentence that stands under more weaknesses than this says little about any of them."""
-DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
-"""Packages whose docstrings are read; all are requirements, or part of Python."""
+from .training_data import TrainingQuery, docstrings, training_documents, training_queries
 
 
 @dataclass(frozen=True)
@@ -85,125 +64,6 @@ class Recipe:
             )
 
 
-@dataclass(frozen=True)
-class TrainingQuery:
-    """A text to search with, and the ids of the documents that answer it.
-
-    Attributes:
-        text: the query.
-        positives: ids of the documents it belongs to, none of them held out.
-        field: "report", the field of the catalogue that the text was taken from, or
-            "docstring".
-        related: ids that are never used as negatives: the answers of linked reports.
-    """
-
-    text: str
-    positives: frozenset[str]
-    field: str
-    related: frozenset[str] = frozenset()
-
-
-def training_queries() -> list[TrainingQuery]:
-    """The reports of the training split, then sentences from other fields of the catalogue.
-
-    Nothing held out takes part: no report of dev or test, no sentence that also stands under a
-    held-out weakness, none that is a near duplicate of a dev or test report.
-    """
-    weaknesses = read_catalogue()
-    reports = collect_reports(weaknesses)
-    by_id = {report.id: report for report in reports}
-    related: dict[str, set[str]] = defaultdict(set)
-    for first, second in linked_reports(reports):
-        related[first] |= by_id[second].weaknesses
-        related[second] |= by_id[first].weaknesses
-    splits = read_splits()
-    queries = [
-        TrainingQuery(by_id[q].text, by_id[q].weaknesses, "report", frozenset(related[q]))
-        for q in splits["train"]
-    ]
-    asked = [by_id[query].text for side in ("dev", "test") for query in splits[side]]
-    usable = [
-        TrainingQuery(text, frozenset(owners), field)
-        for text, (owners, field) in _sentences(weaknesses).items()
-        if len(owners) <= MAX_SHARED and all(held_out(owner) == "train" for owner in owners)
-    ]
-    leaks = near_duplicates([query.text for query in usable], asked)
-    return queries + [query for i, query in enumerate(usable) if i not in leaks]
-
-
-def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
-    """Sentence -> the weaknesses under which it stands, and the field where it was met first."""
-    owners: dict[str, set[str]] = defaultdict(set)
-    fields: dict[str, str] = {}
-    for weakness in weaknesses:
-        for field, passages in weakness.passages.items():
-            least = 2 if field in ("taxonomy names", "alternate terms") else 5
-            for passage in passages:
-                for sentence in re.split(r"(?<=[.!?])\s+", clean_report(passage)):
-                    if least <= len(sentence.split()) <= 45:
-                        owners[sentence].add(weakness.id)
-                        fields.setdefault(sentence, field)
-    return {sentence: (owners[sentence], fields[sentence]) for sentence in owners}
-
-
-def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
-    """Texts of the training side, and the weaknesses each belongs to.
-
-    The documents of the collection under their own ids, then the passages of their other fields
-    under ids of the form "passage-7". No passage also stands under a held-out weakness.
-    """
-    documents: dict[str, str] = {}
-    owners: dict[str, set[str]] = defaultdict(set)
-    passages: dict[str, set[str]] = defaultdict(set)
-    for weakness in read_catalogue():
-        if held_out(weakness.id) == "train":
-            documents[weakness.id] = weakness.document
-            owners[weakness.id].add(weakness.id)
-        for texts in weakness.passages.values():
-            for passage in texts:
-                if len(passage.split()) >= 12:
-                    passages[clean_report(passage)].add(weakness.id)
-    for number, (text, where) in enumerate(passages.items()):
-        if all(held_out(weakness) == "train" for weakness in where):
-            documents[f"passage-{number}"] = text
-            owners[f"passage-{number}"] = where
-    return documents, {key: frozenset(where) for key, where in owners.items()}
-
-
-@cache
-def docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
-    """(summary, the rest) of docstrings in installed packages, read without importing them.
-
-    Args:
-        limit: how many to keep, drawn with the seed from all with a summary of 5 words or more
-            and 20 further words.
-    """
-    found: dict[str, str] = {}
-    for package in DOCUMENTED:
-        spec = find_spec(package)
-        for folder in spec.submodule_search_locations or []:
-            for path in sorted(Path(folder).rglob("*.py")):
-                if "test" not in str(path.relative_to(folder)):
-                    found |= _documented(path)
-    pairs = sorted(found.items())
-    return random.Random(seed).sample(pairs, min(limit, len(pairs)))
-
-
-def _documented(path: Path) -> dict[str, str]:
-    try:
-        tree = ast.parse(path.read_text(encoding="utf-8"))
-    except (SyntaxError, UnicodeDecodeError):
-        return {}
-    found = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
-            head, _, rest = text.partition("\n\n")
-            summary, words = " ".join(head.split()), rest.split()
-            if 5 <= len(summary.split()) <= 45 and len(words) >= 20:
-                found[summary] = " ".join(words[:120])
-    return found
-
-
 class Trainer:
     """Trains the reranker of a recipe into a folder, and resumes from what it finds there."""
 
@@ -212,6 +72,7 @@ class Trainer:
 
         self.recipe = recipe
         self.output = output
+        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.output.mkdir(parents=True, exist_ok=True)
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         self.documents, self.owners = training_documents()
@@ -271,7 +132,7 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         model = AutoModel.from_pretrained(
             minilm_path(), dtype="float32", attn_implementation="eager"
-        )
+        ).to(self.device)
         model.embeddings.requires_grad_(False)
         optimizer, schedule = _optimizer(model, recipe.teacher_rate, recipe.teacher_steps, 10)
         weaknesses = [d for d in self.document_ids if d.startswith("CWE-")]
@@ -285,7 +146,7 @@ class Trainer:
             queries = [self.queries[i].text for i in batch]
             left, right = self._embed(model, queries), self._embed(model, documents)
             scores = left @ right.T / recipe.temperature
-            target = torch.tensor([columns.index(document) for document in chosen])
+            target = torch.tensor([columns.index(document) for document in chosen]).to(self.device)
             scores = scores.masked_fill(self._other_answers(batch, columns, target), -1e9)
             _step(cross_entropy(scores, target), model, optimizer, schedule)
         with torch.inference_mode():
@@ -301,7 +162,7 @@ class Trainer:
                 for i in batch
             ]
         )
-        return mask.scatter(1, target[:, None], False)
+        return mask.to(self.device).scatter(1, target[:, None], False)
 
     def _embed(self, model, texts: list[str]) -> torch.Tensor:
         inputs = self.tokenizer(
@@ -310,8 +171,8 @@ class Trainer:
             truncation=True,
             max_length=self.recipe.max_length,
             return_tensors="pt",
-        )
-        with torch.autocast("cpu", torch.bfloat16):
+        ).to(self.device)
+        with torch.autocast(self.device.type, torch.bfloat16):
             hidden = model(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None].float()
         return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
@@ -321,7 +182,7 @@ class Trainer:
         vectors = np.zeros((len(texts), model.config.hidden_size), dtype=np.float32)
         for start in range(0, len(order), 32):
             chunk = order[start : start + 32]
-            vectors[chunk] = self._embed(model, [texts[i] for i in chunk]).numpy()
+            vectors[chunk] = self._embed(model, [texts[i] for i in chunk]).cpu().numpy()
         return vectors
 
     # Stages 2 and 3 ----------------------------------------------------------------------
@@ -333,7 +194,7 @@ class Trainer:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         rng = random.Random(recipe.seed)
-        base = untrained_reranker()
+        base = untrained_reranker().to(self.device)
         base.config._attn_implementation = "eager"  # its backward pass is twice as fast on a CPU
         base.requires_grad_(False)
         config = LoraConfig(
@@ -379,12 +240,12 @@ class Trainer:
             for column in group
         ]
         logits = self._score(model, pairs).view(len(batch), -1)
-        aim = torch.from_numpy(np.take_along_axis(teacher, np.array(groups), 1))
+        aim = torch.from_numpy(np.take_along_axis(teacher, np.array(groups), 1)).to(self.device)
         aim = aim / recipe.temperature
         distil = kl_div(
             log_softmax(logits, -1), softmax(aim, -1), reduction="batchmean", log_target=False
         )
-        label = cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long))
+        label = cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long, device=self.device))
         weight = recipe.label_weight if step >= recipe.distil_only * recipe.steps else 0.0
         _step((1 - weight) * distil + weight * label, model, optimizer, schedule)
         return distil.item(), label.item()
@@ -432,10 +293,10 @@ class Trainer:
             inputs = self.tokenizer.pad(
                 {name: [values[i] for i in part] for name, values in encoded.items()},
                 return_tensors="pt",
-            )
-            with torch.autocast("cpu", torch.bfloat16):
+            ).to(self.device)
+            with torch.autocast(self.device.type, torch.bfloat16):
                 parts.append(model(**inputs).logits.float().view(-1))
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order))]
+        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     # Saving ------------------------------------------------------------------------------
 
@@ -458,7 +319,7 @@ class Trainer:
         saved = self.output / "state.pt"
         if not saved.exists():
             return 0
-        state = torch.load(saved, weights_only=False)
+        state = torch.load(saved, map_location=self.device, weights_only=False)
         odd = parts["model"].load_state_dict(state["model"], strict=False).unexpected_keys
         if odd:
             raise ValueError(f"{saved} holds weights this model has not, such as {odd[0]}.")
@@ -466,7 +327,7 @@ class Trainer:
         parts["schedule"].load_state_dict(state["schedule"])
         rng.setstate(state["rng"])
         self.log = state["log"]
-        torch.set_rng_state(state["torch"])
+        torch.set_rng_state(state["torch"].cpu())
         return state["step"]
 
 

@@ -42,6 +42,25 @@ def test_rerank_cpu(benchmark, tiny_reranker_folder, capsys):
     assert "| what | pairs/s |" in capsys.readouterr().out
 
 
+def test_summary_writes_both_pages(benchmark, tiny_reranker_folder, tmp_path):
+    sizes = "--queries 2 --depth 4 --rounds 1 --max-length 512"
+    benchmark("rerank_cpu", f"--reranker {tiny_reranker_folder} {sizes}")
+    summary = importlib.import_module("summary")
+    (tmp_path / "benchmarks").mkdir()
+    for page in (summary.README, summary.PAGE):
+        page.write_text("\n".join(["before", *summary.MARKERS, "after"]), encoding="utf-8")
+    assert summary.main() == 0
+    table = summary.README.read_text(encoding="utf-8")
+    assert table.startswith("before") and table.endswith("after")
+    assert table.count("FlagReranker, flat") == 1 and "| ours, torch float32 |" in table
+    assert "FlagReranker, flat, batch 8" in summary.PAGE.read_text(encoding="utf-8")
+
+
+def test_summary_without_measurements(benchmark, capsys):
+    assert importlib.import_module("summary").main() == 1
+    assert "run benchmarks/rerank_cpu.py first" in capsys.readouterr().out
+
+
 def test_embed_cpu(benchmark):
     found = benchmark("embed_cpu", "--documents 6 --rounds 1")
     assert {row["what"] for row in found["rows"]} >= {"ours", "FlagModel.encode, batch 32"}
@@ -85,3 +104,30 @@ def test_growth(benchmark, tiny_reranker_folder):
     stages = [row["stage"] for row in found["rows"]]
     assert stages == ["embed documents", "index and search", "rerank pairs"]
     assert all(np.isfinite(row["slope"]) for row in found["rows"])
+
+
+@pytest.mark.parametrize("interrupted, done", [(2, 1), (3, 2)])
+def test_an_interrupt_keeps_the_whole_rounds(monkeypatch, interrupted, done):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    bench = importlib.import_module("bench")
+    calls = []
+
+    def slow():
+        calls.append("slow")
+        if calls.count("slow") == interrupted + 1:  # the first call warms up
+            raise KeyboardInterrupt
+
+    timings = bench.take_turns({"quick": lambda: 1, "slow": slow}, rounds=3)
+    assert bench.rounds_done(timings) == done
+    assert len({len(timing.seconds) for timing in timings.values()}) == 1
+
+
+def test_an_interrupt_in_the_first_round_ends_the_run(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    bench = importlib.import_module("bench")
+
+    def stop():
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        bench.take_turns({"stop": stop}, rounds=2, warm_up={})

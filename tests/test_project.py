@@ -39,7 +39,8 @@ ROOMS = {
     "bundled": set(),
     "checks": set(),
     "zoo": set(),
-    "training": {"bundled", "cwe"},
+    "training_data": {"cwe"},
+    "training": {"bundled", "training_data"},
     "profiles": {"bundled", "collection", "loaders"},
 }
 

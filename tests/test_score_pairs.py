@@ -1,6 +1,7 @@
 """score_pairs against FlagReranker's own compute_score, and what it does when things go wrong."""
 
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -165,12 +166,29 @@ def test_out_of_memory_halves_the_batch_and_is_said_once(reranker, small_memory,
     assert len(cache) == len(PAIRS)
     np.testing.assert_allclose(scores, expected, atol=1e-4)
     failed = [size for size in small_memory if size > 300]
-    assert failed == sorted(failed, reverse=True) and 1 <= len(failed) <= 3
+    lanes = torch.get_num_threads()  # each may be at work on a batch that is too large
+    assert 1 <= len(failed) <= 3 * lanes
     small_memory.clear()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         score_pairs(reranker, PAIRS)
     assert max(small_memory) <= 300  # the smaller budget was remembered
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_any_number_of_threads_gives_the_same_scores(reranker, monkeypatch, threads):
+    expected = reranker.compute_score([list(pair) for pair in PAIRS])
+    monkeypatch.setattr(batching, "CPU_TOKENS", 100)
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        np.testing.assert_allclose(score_pairs(reranker, PAIRS), expected, atol=1e-4)
+        with ThreadPoolExecutor(1) as pool:  # also what a new thread will find
+            assert {torch.get_num_threads(), pool.submit(torch.get_num_threads).result()} == {
+                threads
+            }
+    finally:
+        torch.set_num_threads(before)
 
 
 def test_one_pair_that_does_not_fit_says_what_to_do(reranker, monkeypatch):

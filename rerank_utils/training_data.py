@@ -1,0 +1,152 @@
+"""What the bundled reranker is trained on: texts of the training side, and docstrings.
+
+A few hundred documents teach a cross-encoder those documents, not how to compare texts. So the
+candidates also hold other passages of the catalogue, and a part of the queries and candidates are
+docstrings of installed packages: the summary is the query, the rest of the docstring the answer.
+"""
+
+from __future__ import annotations
+
+import ast
+import random
+import re
+from collections import defaultdict
+from dataclasses import dataclass
+from functools import cache
+from importlib.util import find_spec
+from pathlib import Path
+
+from .cwe import (
+    Weakness,
+    clean_report,
+    collect_reports,
+    held_out,
+    linked_reports,
+    near_duplicates,
+    read_catalogue,
+    read_splits,
+)
+
+MAX_SHARED = 4
+"""A sentence that stands under more weaknesses than this says little about any of them."""
+DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
+"""Packages whose docstrings are read; all are requirements, or part of Python."""
+
+
+@dataclass(frozen=True)
+class TrainingQuery:
+    """A text to search with, and the ids of the documents that answer it.
+
+    Attributes:
+        text: the query.
+        positives: ids of the documents it belongs to, none of them held out.
+        field: "report", the field of the catalogue that the text was taken from, or
+            "docstring".
+        related: ids that are never used as negatives: the answers of linked reports.
+    """
+
+    text: str
+    positives: frozenset[str]
+    field: str
+    related: frozenset[str] = frozenset()
+
+
+def training_queries() -> list[TrainingQuery]:
+    """The reports of the training split, then sentences from other fields of the catalogue.
+
+    Nothing held out takes part: no report of dev or test, no sentence that also stands under a
+    held-out weakness, none that is a near duplicate of a dev or test report.
+    """
+    weaknesses = read_catalogue()
+    reports = collect_reports(weaknesses)
+    by_id = {report.id: report for report in reports}
+    related: dict[str, set[str]] = defaultdict(set)
+    for first, second in linked_reports(reports):
+        related[first] |= by_id[second].weaknesses
+        related[second] |= by_id[first].weaknesses
+    splits = read_splits()
+    queries = [
+        TrainingQuery(by_id[q].text, by_id[q].weaknesses, "report", frozenset(related[q]))
+        for q in splits["train"]
+    ]
+    asked = [by_id[query].text for side in ("dev", "test") for query in splits[side]]
+    usable = [
+        TrainingQuery(text, frozenset(owners), field)
+        for text, (owners, field) in _sentences(weaknesses).items()
+        if len(owners) <= MAX_SHARED and all(held_out(owner) == "train" for owner in owners)
+    ]
+    leaks = near_duplicates([query.text for query in usable], asked)
+    return queries + [query for i, query in enumerate(usable) if i not in leaks]
+
+
+def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
+    """Sentence -> the weaknesses under which it stands, and the field where it was met first."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    fields: dict[str, str] = {}
+    for weakness in weaknesses:
+        for field, passages in weakness.passages.items():
+            least = 2 if field in ("taxonomy names", "alternate terms") else 5
+            for passage in passages:
+                for sentence in re.split(r"(?<=[.!?])\s+", clean_report(passage)):
+                    if least <= len(sentence.split()) <= 45:
+                        owners[sentence].add(weakness.id)
+                        fields.setdefault(sentence, field)
+    return {sentence: (owners[sentence], fields[sentence]) for sentence in owners}
+
+
+def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
+    """Texts of the training side, and the weaknesses each belongs to.
+
+    The documents of the collection under their own ids, then the passages of their other fields
+    under ids of the form "passage-7". No passage also stands under a held-out weakness.
+    """
+    documents: dict[str, str] = {}
+    owners: dict[str, set[str]] = defaultdict(set)
+    passages: dict[str, set[str]] = defaultdict(set)
+    for weakness in read_catalogue():
+        if held_out(weakness.id) == "train":
+            documents[weakness.id] = weakness.document
+            owners[weakness.id].add(weakness.id)
+        for texts in weakness.passages.values():
+            for passage in texts:
+                if len(passage.split()) >= 12:
+                    passages[clean_report(passage)].add(weakness.id)
+    for number, (text, where) in enumerate(passages.items()):
+        if all(held_out(weakness) == "train" for weakness in where):
+            documents[f"passage-{number}"] = text
+            owners[f"passage-{number}"] = where
+    return documents, {key: frozenset(where) for key, where in owners.items()}
+
+
+@cache
+def docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
+    """(summary, the rest) of docstrings in installed packages, read without importing them.
+
+    Args:
+        limit: how many to keep, drawn with the seed from all with a summary of 5 words or more
+            and 20 further words.
+    """
+    found: dict[str, str] = {}
+    for package in DOCUMENTED:
+        spec = find_spec(package)
+        for folder in spec.submodule_search_locations or []:
+            for path in sorted(Path(folder).rglob("*.py")):
+                if "test" not in str(path.relative_to(folder)):
+                    found |= _documented(path)
+    pairs = sorted(found.items())
+    return random.Random(seed).sample(pairs, min(limit, len(pairs)))
+
+
+def _documented(path: Path) -> dict[str, str]:
+    try:
+        tree = ast.parse(path.read_text(encoding="utf-8"))
+    except (SyntaxError, UnicodeDecodeError):
+        return {}
+    found = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef) and (text := ast.get_docstring(node)):
+            head, _, rest = text.partition("\n\n")
+            summary, words = " ".join(head.split()), rest.split()
+            if 5 <= len(summary.split()) <= 45 and len(words) >= 20:
+                found[summary] = " ".join(words[:120])
+    return found
