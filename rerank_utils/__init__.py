@@ -8,7 +8,8 @@ makes one of several. `experiment` tests runs against a baseline, `analysis` loo
 queries, `calibration` makes probabilities of scores. `bundled` holds the shipped reranker,
 `training` how it was made, `zoo` the table of BGE models. `profiles` names set-ups, `pipeline`
 strings the stages together, `report` makes the table of the README. `batching` and `hub` serve
-embedding and reranking; `pairs`, `encoder` and `engines` make reranking quick.
+embedding and reranking; `pairs`, `encoder` and `engines` make reranking quick, `llm` that of
+language models. `tiny` makes models without weights, for trying code.
 """
 
 import warnings
