@@ -7,9 +7,10 @@ The nouns are in `collection`, `run` and `evaluation`. `lexical` makes a Run wit
 makes one of several. `experiment` tests runs against a baseline, `analysis` looks at single
 queries, `calibration` makes probabilities of scores. `bundled` holds the shipped reranker,
 `training` how it was made, `zoo` the table of BGE models. `profiles` names set-ups, `pipeline`
-strings the stages together, `report` makes the table of the README. `batching` and `hub` serve
-embedding and reranking; `pairs`, `encoder` and `engines` make reranking quick, `llm` that of
-language models. `tiny` makes models without weights, for trying code.
+strings the stages together, `report` makes the table of the README. `batching`, `hub` and
+`opening` serve embedding and reranking, `score_cache` keeps scores; `pairs`, `encoder` and
+`engines` make reranking quick, `llm` that of language models. `tiny` makes models with random
+weights, for trying code.
 """
 
 import warnings

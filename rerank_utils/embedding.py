@@ -22,6 +22,7 @@ from .batching import (
     run_batches,
 )
 from .hub import find_model
+from .opening import architecture, nearest_names, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -72,9 +73,9 @@ def load_embedder(
     max_length = known.usual_length if known and max_length is None else max_length
     max_length = 512 if max_length is None else max_length
     device = device or best_device()
-    with zoo.nearest_names(name_or_path):
+    with nearest_names(name_or_path):
         found = find_model(name_or_path)
-        kind = zoo.architecture(zoo.read_config(found, name_or_path))
+        kind = architecture(read_config(found, name_or_path))
         if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
             raise ValueError(_no_embedder(f"{name_or_path} ({kind})"))
         _warn_of_other_pooling(Path(found), pooling)

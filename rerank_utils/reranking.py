@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -23,14 +22,15 @@ from .batching import (
 from .engines import open_engine
 from .hub import find_model
 from .llm import PromptEncoder, open_llm, require_yes
+from .opening import architecture, nearest_names, read_config
 from .pairs import PairEncoder
 from .run import Run, rescore
+from .score_cache import ScoreCache
 
 if TYPE_CHECKING:
     from FlagEmbedding import FlagLLMReranker, FlagReranker
 
 _LLM = "GemmaForCausalLM"
-_KEY_LENGTH = 32
 _GPU_PART, _OTHER_PART = 2_048, 256
 """Pairs that are tokenized, or given to another kind of reranker, at once."""
 
@@ -65,9 +65,9 @@ def load_reranker(
         raise ValueError(zoo.cannot_load(known, known.name))
     if max_length is None:
         max_length = known.usual_length if known else 512
-    with zoo.nearest_names(name_or_path):
+    with nearest_names(name_or_path):
         found = find_model(name_or_path)
-        kind = zoo.architecture(zoo.read_config(found, name_or_path))
+        kind = architecture(read_config(found, name_or_path))
         return (_open_llm if kind == _LLM else _open_encoder)(
             name_or_path, found, max_length, device
         )
@@ -131,50 +131,6 @@ def _require_head(folder: Path) -> None:
             f"{folder} has no trained scoring head ({', '.join(kinds) or 'no architecture named'})"
             ": it is not a reranker; give a cross-encoder such as BAAI/bge-reranker-base."
         )
-
-
-class ScoreCache:
-    """Scores of pairs that one reranker has already given, kept in a text file.
-
-    A sweep over depths costs its union once, and an interrupted run goes on where it stopped.
-    Use one file for each reranker, maximum length, backend and dtype.
-
-    Args:
-        path: the file; made when the first score is added.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._scores: dict[str, float] = {}
-        if self.path.exists():
-            text = self.path.read_text(encoding="ascii")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # an interrupt cut the last line short: drop it
-                self.path.write_text(whole, encoding="ascii")
-            for line in whole.splitlines():
-                key, score = line.split()
-                self._scores[key] = float(score)
-
-    def __contains__(self, pair: tuple[str, str]) -> bool:
-        return self._key(pair) in self._scores
-
-    def __len__(self) -> int:
-        return len(self._scores)
-
-    def __getitem__(self, pair: tuple[str, str]) -> float:
-        return self._scores[self._key(pair)]
-
-    def add(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
-        """Keep the scores of these pairs, in memory and in the file."""
-        new = {self._key(pair): float(score) for pair, score in zip(pairs, scores, strict=True)}
-        self._scores |= new
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="ascii") as stream:
-            stream.writelines(f"{key} {score!r}\n" for key, score in new.items())
-
-    @staticmethod
-    def _key(pair: tuple[str, str]) -> str:
-        return hashlib.sha256("\0".join(pair).encode()).hexdigest()[:_KEY_LENGTH]
 
 
 def score_pairs(

@@ -1,4 +1,4 @@
-"""Zoo: the BGE models by name, as data, and which class opens a folder of what architecture.
+"""Zoo: the BGE models by name, as data.
 
 Notebooks, README and loaders read this one table. Parameters, languages, lengths and base models
 as BAAI's documentation states them (https://bge-model.com/bge/ and the model pages), sizes of the
@@ -9,12 +9,8 @@ models has them.
 from __future__ import annotations
 
 import difflib
-import json
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 INSTRUCTION = "Represent this sentence for searching relevant passages: "
 """What the English BGE v1.5 models want before a query; the blank at its end belongs to it."""
@@ -255,60 +251,6 @@ def row(name_or_path: str | Path) -> Model | None:
     return next((model for model in MODELS if model.name == str(name_or_path)), None)
 
 
-@contextmanager
-def nearest_names(name_or_path: str | Path) -> Iterator[None]:
-    """Where a model is not found, say which names of the table look like the one that was given."""
-    try:
-        yield
-    except OSError as error:
-        near = [] if row(name_or_path) else nearest(str(name_or_path))
-        if not near:
-            raise
-        kind = ConnectionError if isinstance(error, ConnectionError) else FileNotFoundError
-        raise kind(f"{error} Did you mean {' or '.join(near)}?") from error
-
-
-def read_config(where: str, name: str | Path) -> dict[str, Any]:
-    """The config.json of a folder or a hub name, after the refusal of what must not be run.
-
-    Args:
-        where: what `hub.find_model` gave.
-        name: what the user gave, for the sentences.
-
-    Raises:
-        FileNotFoundError: the folder holds no weights.
-        ValueError: config.json is no JSON object, or the model wants code of its own to be run,
-            or today's transformers cannot load it.
-    """
-    folder = Path(where)
-    if folder.is_dir():
-        if not any([*folder.glob("*.safetensors"), *folder.glob("*.bin")]):
-            raise FileNotFoundError(f"The model folder {folder} has no weights (*.safetensors).")
-        try:
-            config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-            config.get("architectures")
-        except (ValueError, AttributeError) as error:
-            raise ValueError(f"{folder / 'config.json'} is not a model's configuration.") from error
-    else:
-        from transformers import PretrainedConfig
-
-        config = PretrainedConfig.get_config_dict(where)[0]
-    _require_loadable(architecture(config), name)
-    _require_known(config, name)
-    return config
-
-
-def architecture(config: dict[str, Any]) -> str:
-    """The first architecture that a config.json names, or an empty text."""
-    return (config.get("architectures") or [""])[0]
-
-
-def _require_loadable(kind: str, name: str | Path) -> None:
-    for model in MODELS:
-        if not model.runs and kind == model.architecture:
-            raise ValueError(cannot_load(model, name))
-
-
 def cannot_load(model: Model, name: str | Path) -> str:
     """What to say of a model that today's transformers cannot load."""
     return (
@@ -316,14 +258,3 @@ def cannot_load(model: Model, name: str | Path) -> str:
         "written for 4.x. Use it in an environment of its own (pip install FlagEmbedding "
         f"'{OLD_TRANSFORMERS}'), or choose BAAI/bge-reranker-v2-gemma here."
     )
-
-
-def _require_known(config: dict[str, Any], name: str | Path) -> None:
-    """Refuse a model that transformers could only load by running code from its folder."""
-    from transformers import CONFIG_MAPPING
-
-    if "auto_map" in config and config.get("model_type") not in CONFIG_MAPPING:
-        raise ValueError(
-            f"{name} can only be loaded by running program code that comes with it "
-            "(trust_remote_code), which is never done here: choose a model of a known architecture."
-        )
