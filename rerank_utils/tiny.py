@@ -99,6 +99,7 @@ def _xlm_roberta_tokenizer() -> PreTrainedTokenizerBase:
         sentence_iterator=iter(_texts()),
         model_writer=stream,
         vocab_size=_WORDS - 1,
+        character_coverage=1.0,
         num_threads=1,  # the same pieces each time
         minloglevel=2,
         **{"bos_id": 0, "pad_id": 1, "eos_id": 2, "unk_id": 3},
