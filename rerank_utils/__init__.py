@@ -1,15 +1,22 @@
 """Helpers of the course on two-stage retrieval. Data flows one way through these rooms:
 
-    loaders, cwe -> Collection -> embedding -> indexing -> Run -> reranking -> Run -> evaluation
+    loaders -> Collection -> embedding -> indexing -> Run -> reranking -> Run -> evaluation
     -> Evaluation -> experiment, analysis -> plotting
 
-The nouns are in `collection`, `run` and `evaluation`. `lexical` makes a Run with BM25, `fusion`
-makes one of several. `experiment` tests runs against a baseline, `analysis` looks at single
-queries, `calibration` makes probabilities of scores. `bundled` holds the shipped reranker,
-`training` how it was made and `training_data` from what, `zoo` the table of BGE models.
-`profiles` names set-ups, `pipeline` strings the stages together, `report` makes the table of the
-README. `batching` and `hub` serve embedding and reranking; `pairs`, `encoder` and `engines` make
-reranking quick.
+nouns:      `collection`, `run`; `evaluation` makes the third. Behind `loaders` are `cwe`, `beir`
+            and `trec`.
+runs:       `lexical` makes a Run with BM25, `fusion` makes one of several.
+questions:  `experiment` tests runs against a baseline, `analysis` looks at single queries,
+            `calibration` makes probabilities of scores.
+models:     `zoo` is the table of BGE models, `bundled` the shipped reranker; `training` made it,
+            of `training_data`. `tiny` makes models with random weights, for trying code.
+your own:   `mining` finds hard negatives in a Run, `finetuning` trains a reranker on them with
+            FlagEmbedding's trainer, which `trainer` mends.
+the whole:  `profiles` names set-ups, `pipeline` strings the stages together, `report` makes the
+            table of the README, `checks` holds numbers to their ranges.
+tools:      `hub` finds models and data, `opening` looks at a model before it is loaded,
+            `batching` serves embedding and reranking; `pairs`, `encoder`, `engines` and
+            `score_cache` make reranking quick, `llm` that of language models.
 """
 
 import warnings

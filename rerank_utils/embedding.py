@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from types import EllipsisType
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import zoo
 from .batching import (
     Arrays,
     Encoded,
@@ -20,57 +22,90 @@ from .batching import (
     run_batches,
 )
 from .hub import find_model
+from .opening import architecture, nearest_names, read_config
 
 if TYPE_CHECKING:
-    from FlagEmbedding import FlagModel
+    import torch
+    from FlagEmbedding import BGEM3FlagModel, FlagModel
 
 POOLINGS = ("cls", "mean")
 
 
 def load_embedder(
     name_or_path: str | Path,
-    pooling: str = "cls",
-    instruction: str | None = None,
-    max_length: int = 512,
+    pooling: str | None = None,
+    instruction: str | EllipsisType | None = ...,
+    max_length: int | None = None,
     device: str | None = None,
-) -> FlagModel:
-    """A FlagModel with arguments that are safe on this machine.
+) -> FlagModel | BGEM3FlagModel:
+    """An embedder of the right class, with arguments that are safe on this machine.
 
-    Half precision is used on a GPU only: on a CPU it would round the weights and be no faster.
+    What is left out comes from the table `zoo.MODELS` if the name stands there. Half precision
+    is used on a GPU only: on a CPU it would round the weights and be no faster. No code that
+    comes with a model is ever run.
 
     Args:
-        name_or_path: a model folder or a hub name.
-        pooling: "cls" (the BGE models) or "mean" (MiniLM and most sentence-transformers). The
-            wrong one fails in no visible way; it just ranks badly.
-        instruction: put before each query, exactly as given: BGE's ends in a blank.
-        max_length: tokens after which a text is cut, for queries and documents.
+        name_or_path: a model folder or a hub name. BAAI/bge-m3, or a folder that holds its two
+            heads, gives a BGEM3FlagModel, anything else a FlagModel.
+        pooling: "cls" (the BGE models, and the default) or "mean" (MiniLM and most
+            sentence-transformers). The wrong one fails in no visible way; it just ranks badly.
+        instruction: put before each query, exactly as given: BGE's ends in a blank. None for
+            none; left out, that of the table, and none for a model that is not in it.
+        max_length: tokens after which a text is cut, for queries and documents; 512 by default.
         device: "cpu", "cuda:0" ...; by default a GPU if there is one.
 
     Warns:
         UserWarning: a 1_Pooling/config.json beside the model names another pooling.
 
     Raises:
-        ValueError: unknown pooling, or a length the model cannot read.
-        FileNotFoundError, ConnectionError: see `hub.find_model`.
+        ValueError: unknown pooling, a length the model cannot read, or a reranker.
+        FileNotFoundError, ConnectionError: see `hub.find_model`; with the nearest names of the
+            table.
     """
+    known = zoo.row(name_or_path)
+    if known and known.kind != "embedder":
+        raise ValueError(_no_embedder(known.name))
+    pooling = pooling or (known and known.pooling) or "cls"
     if pooling not in POOLINGS:
         raise ValueError(f"Unknown pooling {pooling!r}: choose one of {', '.join(POOLINGS)}.")
-    found = find_model(name_or_path)
-    _warn_of_other_pooling(Path(found), pooling)
-    from FlagEmbedding import FlagModel
-
+    if instruction is ...:
+        instruction = known.instruction if known else None
+    max_length = known.usual_length if known and max_length is None else max_length
+    max_length = 512 if max_length is None else max_length
     device = device or best_device()
-    embedder = FlagModel(
-        found,
-        pooling_method=pooling,
-        query_instruction_for_retrieval=instruction,
-        use_fp16=device.startswith("cuda"),
-        devices=device,
-        query_max_length=max_length,
-        passage_max_length=max_length,
-    )
+    with nearest_names(name_or_path):
+        found = find_model(name_or_path)
+        kind = architecture(read_config(found, name_or_path))
+        if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
+            raise ValueError(_no_embedder(f"{name_or_path} ({kind})"))
+        _warn_of_other_pooling(Path(found), pooling)
+        embedder = _class_of(known, Path(found))(
+            found,
+            pooling_method=pooling,
+            query_instruction_for_retrieval=instruction,
+            use_fp16=device.startswith("cuda"),
+            devices=device,
+            query_max_length=max_length,
+            passage_max_length=max_length,
+            trust_remote_code=False,
+        )
     check_max_length(max_length, embedder.model.config)
     return embedder
+
+
+def _no_embedder(name: str) -> str:
+    return (
+        f"{name} is a reranker: it scores pairs and has no vectors. Open it with load_reranker, or "
+        "choose an embedder such as BAAI/bge-base-en-v1.5."
+    )
+
+
+def _class_of(known: zoo.Model | None, folder: Path) -> type[FlagModel | BGEM3FlagModel]:
+    import FlagEmbedding
+
+    heads = all((folder / f"{name}_linear.pt").exists() for name in ("colbert", "sparse"))
+    name = known.flag_class if known else ("BGEM3FlagModel" if heads else "FlagModel")
+    return getattr(FlagEmbedding, name)
 
 
 def _warn_of_other_pooling(folder: Path, pooling: str) -> None:
@@ -88,11 +123,12 @@ def _warn_of_other_pooling(folder: Path, pooling: str) -> None:
 
 
 def embed_documents(
-    embedder: FlagModel, texts: Sequence[str], store: str | Path | None = None
+    embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str], store: str | Path | None = None
 ) -> np.ndarray:
     """Vectors of documents: (len(texts), d) float32, of length 1.
 
-    The same as `embedder.encode(texts)`, with one progress bar and small sorted batches.
+    The same as `embedder.encode(texts)`, of bge-m3 the dense vectors, with one progress bar and
+    small sorted batches.
 
     Args:
         embedder: see `load_embedder`.
@@ -136,7 +172,7 @@ def _open_store(path: Path, rows: int, width: int) -> np.memmap:
     return table
 
 
-def embed_queries(embedder: FlagModel, texts: Sequence[str]) -> np.ndarray:
+def embed_queries(embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str]) -> np.ndarray:
     """Vectors of queries: (len(texts), d) float32, of length 1.
 
     The same as `embedder.encode_queries(texts)`: the instruction is put before each text.
@@ -153,23 +189,18 @@ def embed_queries(embedder: FlagModel, texts: Sequence[str]) -> np.ndarray:
 
 
 def _embed(
-    embedder: FlagModel, texts: Sequence[str], max_length: int, desc: str, keep: Keep | None = None
+    embedder: FlagModel | BGEM3FlagModel,
+    texts: Sequence[str],
+    max_length: int,
+    desc: str,
+    keep: Keep | None = None,
 ) -> np.ndarray:
-    import torch
-    from torch.nn.functional import normalize
-
     check_texts(texts, "texts")
     if not len(texts):
         return np.empty((0, embedder.model.config.hidden_size), dtype=np.float32)
     device = embedder.target_devices[0]
     model = embedder.model.to(device).eval()
-
-    def forward(batch: Arrays) -> torch.Tensor:
-        inputs = {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
-        hidden = model(**inputs, return_dict=True).last_hidden_state
-        vectors = embedder.pooling(hidden, inputs["attention_mask"])
-        return normalize(vectors, dim=-1) if embedder.normalize_embeddings else vectors
-
+    forward = _forward(embedder, model, device)
     parts = [_tokenize(embedder.tokenizer, texts, max_length)]
     vectors = run_batches(parts, len(texts), forward, device, desc, keep, owner=model)
     broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
@@ -179,6 +210,25 @@ def _embed(
             "weights are damaged or overflow in half precision."
         )
     return vectors
+
+
+def _forward(
+    embedder: FlagModel | BGEM3FlagModel, model: Any, device: str
+) -> Callable[[Arrays], torch.Tensor]:
+    """From a padded batch to (rows, d) vectors; of bge-m3 the dense ones."""
+    import torch
+    from FlagEmbedding import BGEM3FlagModel
+    from torch.nn.functional import normalize
+
+    def forward(batch: Arrays) -> torch.Tensor:
+        inputs = {name: torch.from_numpy(ids).to(device) for name, ids in batch.items()}
+        if isinstance(embedder, BGEM3FlagModel):
+            return model(inputs, return_dense=True)["dense_vecs"]
+        hidden = model(**inputs, return_dict=True).last_hidden_state
+        vectors = embedder.pooling(hidden, inputs["attention_mask"])
+        return normalize(vectors, dim=-1) if embedder.normalize_embeddings else vectors
+
+    return forward
 
 
 def _tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:

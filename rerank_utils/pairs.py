@@ -97,12 +97,16 @@ class PairEncoder:
         self.tokenizer = reranker.tokenizer
         self.limit = reranker.max_length
         self.query_limit = reranker.query_max_length or self.limit * 3 // 4
-        self.layout = Layout.of(self.tokenizer)
+        self.layout = self._read_layout(reranker)
+        self.window = self.limit
         self._special = set(self.tokenizer.all_special_ids)
         self._left = self.tokenizer.truncation_side == "left"
         self._queries: dict[str, list[int]] = {}
         self._documents: dict[str, list[int]] = {}
         self._cut: tuple[set[str], set[str]] = (set(), set())
+
+    def _read_layout(self, reranker: FlagReranker) -> Layout:
+        return Layout.of(self.tokenizer)
 
     def __call__(self, positions: np.ndarray, pairs: Sequence[tuple[str, str]]) -> Encoded:
         """Tokenize the pairs that stand at these positions of what the caller gave.
@@ -174,7 +178,7 @@ class PairEncoder:
     def _fit(self, query: str, document: str) -> tuple[list[int], list[int]]:
         """The ids of a pair, the document cut to the room that the query leaves."""
         first, second = self._queries[query], self._documents[document]
-        room = self.layout.room(first, self.limit)
+        room = self.layout.room(first, self.window)
         if len(second) > room:
             if room < 1:
                 raise ValueError(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from . import zoo
 from .batching import (
     Encoded,
     Keep,
@@ -21,51 +21,96 @@ from .batching import (
 )
 from .engines import open_engine
 from .hub import find_model
+from .llm import PromptEncoder, open_llm, require_yes
+from .opening import architecture, nearest_names, read_config
 from .pairs import PairEncoder
 from .run import Run, rescore
+from .score_cache import ScoreCache
 
 if TYPE_CHECKING:
-    from FlagEmbedding import FlagReranker
+    from FlagEmbedding import FlagLLMReranker, FlagReranker
 
-_KEY_LENGTH = 32
+_LLM = "GemmaForCausalLM"
 _GPU_PART, _OTHER_PART = 2_048, 256
 """Pairs that are tokenized, or given to another kind of reranker, at once."""
 
 
 def load_reranker(
-    name_or_path: str | Path, max_length: int = 512, device: str | None = None
-) -> FlagReranker:
-    """A FlagReranker with arguments that are safe on this machine.
+    name_or_path: str | Path, max_length: int | None = None, device: str | None = None
+) -> FlagReranker | FlagLLMReranker:
+    """A reranker of the right class, with arguments that are safe on this machine.
+
+    Half precision is used on a GPU only. No code that comes with a model is ever run.
 
     Args:
-        name_or_path: a model folder or a hub name.
-        max_length: tokens after which a pair is cut; the document gives way, not the query.
+        name_or_path: a model folder or a hub name. The class follows its config.json: a
+            FlagReranker for a model with a classification head, a FlagLLMReranker for Gemma.
+        max_length: tokens after which a pair is cut; the document gives way, not the query. By
+            default what the table `zoo.MODELS` says for this name, else 512.
         device: "cpu", "cuda:0" ...; by default a GPU (in half precision) if there is one.
 
     Raises:
-        ValueError: the model has no trained scoring head (an embedder, for example), or cannot
-            read so many tokens.
-        FileNotFoundError, ConnectionError: see `hub.find_model`.
+        ValueError: the model has no trained scoring head (an embedder, for example), does not
+            load with today's transformers, or cannot read so many tokens.
+        FileNotFoundError, ConnectionError: see `hub.find_model`; with the nearest names of the
+            table.
     """
-    found = find_model(name_or_path)
+    known = zoo.row(name_or_path)
+    if known and known.kind != "reranker":
+        raise ValueError(
+            f"{known.name} is an embedder: open it with load_embedder, or choose a reranker such "
+            "as BAAI/bge-reranker-base."
+        )
+    if known and not known.runs:
+        raise ValueError(zoo.cannot_load(known, known.name))
+    if max_length is None:
+        max_length = known.usual_length if known else 512
+    with nearest_names(name_or_path):
+        found = find_model(name_or_path)
+        kind = architecture(read_config(found, name_or_path))
+        return (_open_llm if kind == _LLM else _open_encoder)(
+            name_or_path, found, max_length, device
+        )
+
+
+def _open_encoder(
+    name: str | Path, found: str, max_length: int, device: str | None
+) -> FlagReranker:
     local = Path(found).is_dir()
     if local:
         _require_head(Path(found))
     from FlagEmbedding import FlagReranker
 
-    device = device or best_device()
-    reranker = FlagReranker(
-        found, use_fp16=device.startswith("cuda"), devices=device, max_length=max_length
-    )
+    reranker = FlagReranker(found, **_settings(max_length, device))
     if not local:  # it is in the hub's cache now
-        _require_head(Path(find_model(name_or_path)))
+        _require_head(Path(find_model(name)))
     check_max_length(max_length, reranker.model.config)
     if reranker.model.config.num_labels != 1:
         raise ValueError(
-            f"{name_or_path} gives {reranker.model.config.num_labels} numbers for a pair, a "
+            f"{name} gives {reranker.model.config.num_labels} numbers for a pair, a "
             "reranker gives one: choose a reranker."
         )
     return reranker
+
+
+def _open_llm(name: str | Path, found: str, max_length: int, device: str | None) -> FlagLLMReranker:
+    from FlagEmbedding import FlagLLMReranker
+
+    reranker = FlagLLMReranker(found, **_settings(max_length, device))
+    check_max_length(max_length, reranker.model.config)
+    require_yes(reranker, str(name))
+    return reranker
+
+
+def _settings(max_length: int, device: str | None) -> dict[str, Any]:
+    """What every class gets: one named device, so that no worker processes start."""
+    device = device or best_device()
+    return {
+        "use_fp16": device.startswith("cuda"),
+        "devices": device,
+        "max_length": max_length,
+        "trust_remote_code": False,
+    }
 
 
 def _require_head(folder: Path) -> None:
@@ -88,50 +133,6 @@ def _require_head(folder: Path) -> None:
         )
 
 
-class ScoreCache:
-    """Scores of pairs that one reranker has already given, kept in a text file.
-
-    A sweep over depths costs its union once, and an interrupted run goes on where it stopped.
-    Use one file for each reranker, maximum length, backend and dtype.
-
-    Args:
-        path: the file; made when the first score is added.
-    """
-
-    def __init__(self, path: str | Path):
-        self.path = Path(path)
-        self._scores: dict[str, float] = {}
-        if self.path.exists():
-            text = self.path.read_text(encoding="ascii")
-            whole = text[: text.rfind("\n") + 1]
-            if whole != text:  # an interrupt cut the last line short: drop it
-                self.path.write_text(whole, encoding="ascii")
-            for line in whole.splitlines():
-                key, score = line.split()
-                self._scores[key] = float(score)
-
-    def __contains__(self, pair: tuple[str, str]) -> bool:
-        return self._key(pair) in self._scores
-
-    def __len__(self) -> int:
-        return len(self._scores)
-
-    def __getitem__(self, pair: tuple[str, str]) -> float:
-        return self._scores[self._key(pair)]
-
-    def add(self, pairs: Sequence[tuple[str, str]], scores: np.ndarray) -> None:
-        """Keep the scores of these pairs, in memory and in the file."""
-        new = {self._key(pair): float(score) for pair, score in zip(pairs, scores, strict=True)}
-        self._scores |= new
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        with self.path.open("a", encoding="ascii") as stream:
-            stream.writelines(f"{key} {score!r}\n" for key, score in new.items())
-
-    @staticmethod
-    def _key(pair: tuple[str, str]) -> str:
-        return hashlib.sha256("\0".join(pair).encode()).hexdigest()[:_KEY_LENGTH]
-
-
 def score_pairs(
     reranker: FlagReranker,
     pairs: Sequence[tuple[str, str]],
@@ -143,10 +144,12 @@ def score_pairs(
 
     The same numbers as `reranker.compute_score(pairs)`, but each distinct text is tokenized
     once, no trial batch is thrown away, batches hold pairs of like length and a fixed number of
-    tokens, and the last layer is computed for the first token only (see `encoder`).
+    tokens, and the last layer is computed for the first token only (see `encoder`); of a
+    FlagLLMReranker, the logits of the last token only (see `llm`).
 
     Args:
-        reranker: a FlagReranker; other kinds are asked by their own `compute_score`.
+        reranker: a FlagReranker or a FlagLLMReranker; other kinds are asked by their own
+            `compute_score`.
         pairs: (n,) tuples of query and document.
         cache: scores that need not be computed again, and where new ones are kept.
         backend, dtype: what computes, and in which precision; see `engines.open_engine`. For the
@@ -183,7 +186,7 @@ def _score(
     backend: str,
     dtype: str,
 ) -> np.ndarray:
-    from FlagEmbedding import FlagReranker
+    from FlagEmbedding import FlagLLMReranker, FlagReranker
 
     def keep(positions: np.ndarray, scores: np.ndarray) -> None:
         batch = [pairs[i] for i in positions]
@@ -191,27 +194,33 @@ def _score(
         add(batch, scores)
 
     if isinstance(reranker, FlagReranker):
-        return _score_encoder(reranker, pairs, keep, backend, dtype)
+        return _score_batches(reranker, pairs, keep, backend, dtype)
     if (backend, dtype) != ("torch", "auto"):
         raise ValueError(
             f"backend and dtype are for a FlagReranker; {type(reranker).__name__} runs as it was "
             "loaded: leave them out."
         )
+    if isinstance(reranker, FlagLLMReranker):
+        return _score_batches(reranker, pairs, keep)
     return _score_other(reranker, pairs, keep)
 
 
-def _score_encoder(
-    reranker: FlagReranker,
+def _score_batches(
+    reranker: FlagReranker | FlagLLMReranker,
     pairs: Sequence[tuple[str, str]],
     keep: Keep,
-    backend: str,
-    dtype: str,
+    backend: str | None = None,
+    dtype: str = "auto",
 ) -> np.ndarray:
+    """Through the model of an encoder, or with no backend of an LLM."""
     device = reranker.target_devices[0]
     if reranker.use_fp16 and device.startswith("cuda"):
         reranker.model.half()
-    forward = open_engine(reranker.model, device, backend, dtype)
-    encode = PairEncoder(reranker)
+    if backend is None:
+        forward, encode = open_llm(reranker, device), PromptEncoder(reranker)
+    else:
+        forward = open_engine(reranker.model, device, backend, dtype)
+        encode = PairEncoder(reranker)
     texts = reranker.get_detailed_inputs(pairs)  # with the instructions, if it has any
     parts = _parts(encode, texts, device)
     scores = run_batches(parts, len(pairs), forward, device, "rerank pairs", keep, reranker.model)

@@ -2,95 +2,41 @@
 
 import json
 import os
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from cells import taught_source
+
+from rerank_utils.tiny import build_tiny
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
 os.environ.pop("RERANK_PROFILE", None)  # so that a user's own setting changes no test
 
 
 @pytest.fixture(scope="session")
-def tiny_reranker_folder(tmp_path_factory) -> Path:
-    """A random one-logit BERT with MiniLM's tokenizer: quick, and of the right shape."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
+def tiny(tmp_path_factory) -> Callable[[str], Path]:
+    """tiny("bge-m3"): the folder of a tiny random model of that kind, to be read only."""
+    root, made = tmp_path_factory.mktemp("tiny"), {}
 
-    from rerank_utils.bundled import minilm_path
+    def get(kind: str) -> Path:
+        if kind not in made:
+            made[kind] = build_tiny(kind, root / kind)
+        return made[kind]
 
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        num_labels=1,
-        initializer_range=0.2,
-    )
-    folder = tmp_path_factory.mktemp("tiny-reranker")
-    BertForSequenceClassification(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(minilm_path()).save_pretrained(folder)
-    return folder
+    return get
 
 
 @pytest.fixture(scope="session")
-def tiny_xlmr_folder(tmp_path_factory) -> Path:
-    """The layout of the BGE rerankers: XLM-RoBERTa with a Unigram tokenizer, random weights."""
-    import torch
-    from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors, trainers
-    from transformers import (
-        PreTrainedTokenizerFast,
-        XLMRobertaConfig,
-        XLMRobertaForSequenceClassification,
-    )
+def tiny_reranker_folder(tiny) -> Path:
+    """A random one-logit BERT with MiniLM's tokenizer: quick, and of the right shape."""
+    return tiny("bert-reranker")
 
-    from rerank_utils.cwe import load_cwe
 
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    tokenizer = Tokenizer(models.Unigram())
-    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    tokenizer.decoder = decoders.Metaspace()
-    texts = list(load_cwe().documents.values())[:200]
-    trainer = trainers.UnigramTrainer(
-        vocab_size=1_000, special_tokens=special, unk_token="<unk>", show_progress=False
-    )
-    tokenizer.train_from_iterator(texts, trainer)
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="<s> $A </s>",
-        pair="<s> $A </s> </s> $B </s>",
-        special_tokens=[("<s>", 0), ("</s>", 2)],
-    )
-    folder = tmp_path_factory.mktemp("tiny-xlmr")
-    PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        bos_token="<s>",
-        eos_token="</s>",
-        cls_token="<s>",
-        sep_token="</s>",
-        pad_token="<pad>",
-        unk_token="<unk>",
-        mask_token="<mask>",
-        model_input_names=["input_ids", "attention_mask"],
-    ).save_pretrained(folder)
-    torch.manual_seed(0)
-    config = XLMRobertaConfig(
-        vocab_size=tokenizer.get_vocab_size(),
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        max_position_embeddings=514,
-        type_vocab_size=1,
-        num_labels=1,
-        initializer_range=0.2,
-        pad_token_id=1,
-        bos_token_id=0,
-        eos_token_id=2,
-    )
-    XLMRobertaForSequenceClassification(config).save_pretrained(folder)
-    return folder
+@pytest.fixture(scope="session")
+def tiny_xlmr_folder(tiny) -> Path:
+    """The layout of the BGE rerankers: XLM-RoBERTa with SentencePiece, random weights."""
+    return tiny("xlm-roberta-reranker")
 
 
 @pytest.fixture

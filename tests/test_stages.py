@@ -14,6 +14,7 @@ from rerank_utils.fusion import interpolate
 from rerank_utils.indexing import DenseIndex, build_index
 from rerank_utils.reranking import ScoreCache, load_reranker, rerank, score_pairs
 from rerank_utils.run import Run
+from rerank_utils.tiny import build_tiny
 
 
 @pytest.fixture(scope="module")
@@ -312,20 +313,8 @@ def test_a_head_that_is_named_but_not_in_the_weights_is_refused(tiny_reranker_fo
 
 
 def test_a_classifier_of_several_classes_is_no_reranker(tmp_path):
-    from transformers import AutoTokenizer, BertConfig, BertForSequenceClassification
-
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=16,
-        num_hidden_layers=1,
-        num_attention_heads=1,
-        intermediate_size=16,
-        num_labels=3,
-    )
-    BertForSequenceClassification(config).save_pretrained(tmp_path)
-    AutoTokenizer.from_pretrained(minilm_path()).save_pretrained(tmp_path)
     with pytest.raises(ValueError, match="gives 3 numbers"):
-        load_reranker(tmp_path)
+        load_reranker(build_tiny("bert-reranker", tmp_path, num_labels=3))
 
 
 # Fusion -----------------------------------------------------------------------------------
