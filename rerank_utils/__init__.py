@@ -1,9 +1,10 @@
 """Helpers of the course on two-stage retrieval. Data flows one way through these rooms:
 
-    loaders, cwe -> Collection -> embedding -> indexing -> Run -> reranking -> Run -> evaluation
+    loaders -> Collection -> embedding -> indexing -> Run -> reranking -> Run -> evaluation
     -> Evaluation -> experiment, analysis -> plotting
 
-The nouns are in `collection`, `run` and `evaluation`. `lexical` makes a Run with BM25, `fusion`
+The nouns are in `collection`, `run` and `evaluation`. Behind `loaders` are `cwe`, `beir` and
+`trec`. `lexical` makes a Run with BM25, `fusion`
 makes one of several. `experiment` tests runs against a baseline, `analysis` looks at single
 queries, `calibration` makes probabilities of scores. `bundled` holds the shipped reranker,
 `training` how it was made, `zoo` the table of BGE models. `profiles` names set-ups, `pipeline`
