@@ -256,7 +256,10 @@ def _one_sentence(what: str, name: str, unreachable: str) -> Iterator[None]:
 
     try:
         yield
-    except (errors.HfHubHTTPError, errors.HTTPError, OSError, RuntimeError) as error:
+    except errors.HFValidationError:
+        raise FileNotFoundError(f"{what} has no name that the hub could know: check it.") from None
+    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
+        # HTTPError: all that the HTTP client raises. ValueError: an answer that no hub would give.
         if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
             error = error.__cause__  # it wraps what the hub said
         response = getattr(error, "response", None)
