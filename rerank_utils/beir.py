@@ -138,15 +138,18 @@ def _from_hub(name: str) -> Collection:
     for key in empty:
         del documents[key]
     kept: Qrels = {}
+    missing = 0
     for query, grades in qrels.items():
         known = {key: grade for key, grade in grades.items() if key in documents}
+        missing += sum(grade > 0 for key, grade in grades.items() if key not in known)
         if query in texts and any(grade > 0 for grade in known.values()):
             kept[query] = known
     lost = len(qrels) - len(kept)
-    if empty or lost:
+    if empty or lost or missing:
         warnings.warn(
-            f"Left out of {name}: {len(empty)} documents without text, and {lost} queries without "
-            "a relevant document in the corpus.",
+            f"Left out of {name}: {len(empty)} documents without text, {missing} judgments of "
+            f"relevant documents that are not in the corpus, and {lost} queries that have no "
+            "other.",
             stacklevel=3,
         )
     splits = {split: [query for query in ids if query in kept] for split, ids in splits.items()}

@@ -32,7 +32,7 @@ class Hub:
     Attributes:
         repositories: ("models" or "datasets", name) -> path in the repository -> bytes.
         gated: names that want a token; `tokens` are those that open them.
-        breaks: sha256 of large files of which only half is sent before the line is cut.
+        breaks: sha256 of large files of which half is sent, once, before the line goes dead.
         requests: (method, path, Range header or "") of all requests, in order.
     """
 
@@ -40,6 +40,7 @@ class Hub:
     gated: set[str] = field(default_factory=set)
     tokens: set[str] = field(default_factory=set)
     breaks: set[str] = field(default_factory=set)
+    broken: set[str] = field(default_factory=set)
     requests: list[tuple[str, str, str]] = field(default_factory=list)
 
     def add_folder(self, kind: str, name: str, folder: Path) -> None:
@@ -169,11 +170,13 @@ class Handler(BaseHTTPRequestHandler):
     def blob(self, digest):
         data = self.hub.blobs()[digest]
         if digest in self.hub.breaks and self.command == "GET":
-            self.send_response(200)
-            self.send_header("Content-Length", str(len(data)))
-            self.end_headers()
-            self.wfile.write(data[: len(data) // 2])
-            self.wfile.flush()
+            if digest not in self.hub.broken:
+                self.hub.broken.add(digest)
+                self.send_response(200)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data[: len(data) // 2])
+                self.wfile.flush()
             self.connection.shutdown(socket.SHUT_RDWR)
             self.close_connection = True
         else:

@@ -291,7 +291,8 @@ def test_a_beir_set_by_name(scifact, served, python):
     assert done.returncode == 0, done.stderr
     assert "Collection scifact" in done.stdout and "documents       2" in done.stdout
     assert done.stdout.strip().endswith("3")  # the stream gives every document
-    assert "1 documents without text, and 1 queries without a relevant document" in done.stderr
+    assert "Left out of scifact: 1 documents without text, 1 judgments of" in done.stderr
+    assert "and 1 queries that have no other" in done.stderr
 
 
 def test_a_beir_set_of_another_kind_is_named(scifact, hub, served, python):
