@@ -216,13 +216,13 @@ def _download(name: str, kind: str, choose: Callable[[Iterable[str]], list[str]]
         f"The download of {what[0].lower()}{what[1:]} broke off: check the network and run the "
         "same command again; files that arrived whole are kept."
     )
-    with _quiet_hub(), _one_sentence(what, name, broken):
+    with _quiet_hub(), _bar(f"download {name}") as bar, _one_sentence(what, name, broken):
         folder = snapshot_download(
             name,
             repo_type=kind,
             allow_patterns=files,
             etag_timeout=TIMEOUT,
-            tqdm_class=_bar(f"download {name}"),
+            tqdm_class=bar,
         )
     return Path(folder)
 
@@ -316,9 +316,12 @@ def _quiet_hub() -> Iterator[None]:
             utils.enable_progress_bars()
 
 
-def _bar(label: str) -> type:
+@contextmanager
+def _bar(label: str) -> Iterator[type]:
     """A tqdm class that shows the bytes of all files together, and nothing else."""
     from tqdm import tqdm
+
+    made: list[tqdm] = []
 
     class Bar(tqdm):
         """One line; the library makes several bars, and renames them."""
@@ -330,13 +333,18 @@ def _bar(label: str) -> type:
                 settings.pop(key, None)
             settings["desc"] = label
             super().__init__(*args, disable=not counts_bytes or twin, **settings)
+            made.append(self)
 
         def set_description(self, *args: Any, **settings: Any) -> None:
             """Keep the label."""
 
         set_description_str = set_postfix_str = set_description
 
-    return Bar
+    try:
+        yield Bar
+    finally:
+        for bar in made:  # a download that breaks off leaves its bar open
+            bar.close()
 
 
 def quiet_libraries() -> None:
