@@ -99,9 +99,11 @@ def python(tmp_path):
         environment |= {"PYTHONPATH": str(ROOT), **more}
         command = [sys.executable, *arguments]
         folder = tmp_path / "work"
-        return subprocess.run(
-            command, cwd=folder, env=environment, capture_output=True, text=True, timeout=300
+        done = subprocess.run(
+            command, cwd=folder, env=environment, capture_output=True, timeout=300
         )
+        said = [stream.decode() for stream in (done.stdout, done.stderr)]  # keeps a bar's returns
+        return subprocess.CompletedProcess(command, done.returncode, *said)
 
     return run
 
