@@ -2,7 +2,7 @@
 PYTHON ?= python3
 BIN := .venv/bin
 
-.PHONY: setup run test lint lab notebooks evaluate bench reranker clean
+.PHONY: setup run test lint lab notebooks evaluate bench reranker upgrade-check clean
 
 run: setup            ## the main job: retrieve, rerank, table before and after
 	$(BIN)/python -m rerank_utils
@@ -38,6 +38,9 @@ reranker: setup       ## train the bundled reranker again (about an hour on two 
 	$(BIN)/python -m rerank_utils.training --output artifacts/training
 	$(BIN)/python -m rerank_utils --reranker artifacts/training/merged --max-length 128 \
 	    --split dev --queries 0 --output artifacts/training
+
+upgrade-check: setup  ## the unit tests with the oldest and the newest versions allowed (slow, some GB)
+	$(BIN)/python tests/upgrade_check.py
 
 setup: .venv/.installed
 

@@ -21,6 +21,7 @@ examples:
   python -m rerank_utils
   python -m rerank_utils --split test --queries 0
   python -m rerank_utils --profile msmarco
+  python -m rerank_utils --profile beir:scifact
   python -m rerank_utils --collection my_data --depth 20 \\
       --embedder BAAI/bge-base-en-v1.5 --pooling cls --reranker BAAI/bge-reranker-base \\
       --instruction "Represent this sentence for searching relevant passages: "
@@ -39,7 +40,11 @@ def build_parser() -> argparse.ArgumentParser:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     what = parser.add_argument_group("what to search")
-    what.add_argument("--profile", help="offline or msmarco (default: $RERANK_PROFILE or offline)")
+    what.add_argument(
+        "--profile",
+        help="offline, msmarco, msmarco-distractors or beir:NAME, such as beir:scifact "
+        "(default: $RERANK_PROFILE or offline)",
+    )
     what.add_argument(
         "--collection",
         metavar="DIR",
@@ -104,7 +109,7 @@ def main(arguments: list[str] | None = None) -> int:
         quiet_libraries()
         from .pipeline import ARTIFACTS, run_pipeline
 
-        if profile.reranker == PACKAGED_RERANKER and options.collection:
+        if profile.reranker == PACKAGED_RERANKER and profile.name.startswith("beir:"):
             print("note: the packaged reranker knows vulnerability reports only; see --reranker")
         result = run_pipeline(profile)
         files = result.save(options.output or ARTIFACTS / profile.folder_name)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -115,6 +115,56 @@ def build_index(vectors: np.ndarray, doc_ids: Sequence[str], factory: str = "Fla
     index.train(vectors)
     index.add(vectors)
     return DenseIndex(index, list(doc_ids))
+
+
+def build_index_from(
+    parts: Iterable[tuple[Sequence[str], np.ndarray]],
+    factory: str = "Flat",
+    train_size: int = 50_000,
+) -> DenseIndex:
+    """The same as `build_index`, from parts that come one after the other.
+
+    Only the index, the ids and one part are held in memory; FAISS needs up to twice the memory
+    of the index for a moment, when it grows.
+
+    Args:
+        parts: (ids, vectors) of some documents each; vectors (n, d) float32.
+        factory: see `build_index`.
+        train_size: vectors, from the start, on which an index that wants training is trained.
+            If the corpus is sorted by topic, shuffle it first.
+
+    Raises:
+        ValueError: see `build_index`.
+    """
+    import faiss
+
+    index = None
+    doc_ids: list[str] = []
+    waiting: list[np.ndarray] = []
+    for ids, vectors in parts:
+        vectors = _checked(vectors, len(ids), "vectors")
+        doc_ids += ids
+        if index is None:
+            index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+        waiting.append(vectors)
+        if index.is_trained or sum(map(len, waiting)) >= train_size:
+            _add(index, waiting)
+    if index is None:
+        raise ValueError("parts is empty: index at least one document.")
+    if len(set(doc_ids)) < len(doc_ids):
+        raise ValueError("parts hold a document id twice: give every document an id of its own.")
+    _add(index, waiting)
+    return DenseIndex(index, doc_ids)
+
+
+def _add(index: faiss.Index, waiting: list[np.ndarray]) -> None:
+    """Move the waiting vectors into the index, which is trained on them if it needs it."""
+    if waiting:
+        vectors = np.concatenate(waiting)
+        waiting.clear()
+        if not index.is_trained:
+            index.train(vectors)
+        index.add(vectors)
 
 
 def _checked(vectors: np.ndarray, rows: int, argument: str) -> np.ndarray:

@@ -6,17 +6,19 @@ import hashlib
 import json
 import time
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 
+import numpy as np
+
 from .collection import Collection, write_qrels
 from .embedding import embed_documents, embed_queries, load_embedder
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .hub import fingerprint
-from .indexing import build_index
+from .indexing import DenseIndex, build_index, build_index_from
 from .pairs import TruncationWarning
 from .plotting import plot_before_after
 from .profiles import Profile, locate
@@ -198,6 +200,55 @@ def retrieve(
         index = build_index(vectors, list(collection.documents))
         k = min(max(RUN_DEPTH, profile.depth), len(texts))
         return index.search(list(collection.queries), query_vectors, k, name="first stage")
+
+
+def index_corpus(
+    profile: Profile,
+    batches: Iterable[tuple[list[str], list[str]]],
+    artifacts: Path = ARTIFACTS,
+    factory: str = "Flat",
+) -> DenseIndex:
+    """An index of a corpus that need not fit into memory, embedded batch by batch.
+
+    Args:
+        profile: its embedder.
+        batches: (ids, texts), as `loaders.stream_corpus` gives them.
+        artifacts: the vectors of each batch are kept there, so that an interrupted run resumes.
+        factory: see `indexing.build_index`.
+    """
+    model = locate(profile.embedder)
+    embedder = load_embedder(model, profile.pooling, profile.instruction, profile.embedder_length)
+    key = _key([fingerprint(model), profile.pooling, str(profile.embedder_length)])
+    parts = embed_stream(
+        batches,
+        lambda texts: embed_documents(embedder, texts),
+        artifacts / "cache" / f"parts-{key}",
+    )
+    return build_index_from(parts, factory)
+
+
+def embed_stream(
+    batches: Iterable[tuple[list[str], list[str]]],
+    embed: Callable[[list[str]], np.ndarray],
+    store: Path,
+) -> Iterator[tuple[list[str], np.ndarray]]:
+    """(ids, vectors) batch by batch; what an earlier run left in the store is not computed again.
+
+    Args:
+        batches: (ids, texts).
+        embed: texts -> (n, d) float32.
+        store: a folder for one `.npy` file a batch, named by its texts. Use one folder for each
+            model.
+    """
+    store.mkdir(parents=True, exist_ok=True)
+    for ids, texts in batches:
+        path = store / f"{_key(texts)}.npy"
+        if not path.exists():
+            fresh = path.with_suffix(".tmp")
+            with fresh.open("wb") as stream:
+                np.save(stream, embed(texts))
+            fresh.replace(path)  # in one step: a file of this name is whole
+        yield ids, np.load(path)
 
 
 def score_cache(profile: Profile, artifacts: Path = ARTIFACTS) -> ScoreCache:

@@ -75,11 +75,14 @@ MSMARCO = Profile(
     reranker="BAAI/bge-reranker-large",
     split="dev",
 )
-PROFILES = {profile.name: profile for profile in (OFFLINE, MSMARCO)}
+MSMARCO_DISTRACTORS = replace(
+    MSMARCO, name="msmarco-distractors", load=lambda: load_msmarco(distractors=100_000)
+)
+PROFILES = {profile.name: profile for profile in (OFFLINE, MSMARCO, MSMARCO_DISTRACTORS)}
 
 
 def get_profile(name: str | None = None) -> Profile:
-    """A profile by name: "offline", "msmarco", or "beir:FOLDER" for data of one's own.
+    """A profile by name: a key of `PROFILES`, or "beir:" with a set's name or a folder.
 
     Args:
         name: by default what RERANK_PROFILE says, else "offline". A "beir:" profile uses the
@@ -89,13 +92,16 @@ def get_profile(name: str | None = None) -> Profile:
         ValueError: there is no such profile.
     """
     name = name or os.environ.get("RERANK_PROFILE") or OFFLINE.name
-    kind, _, folder = name.partition(":")
-    if kind == "beir" and folder:
+    kind, _, source = name.partition(":")
+    if kind == "beir" and source:
         return replace(
-            OFFLINE, name=name, load=lambda: load_beir(folder), split="test", queries=None
+            OFFLINE, name=name, load=lambda: load_beir(source), split="test", queries=None
         )
     if name not in PROFILES:
-        raise ValueError(f"Unknown profile {name!r}: choose {', '.join(PROFILES)} or beir:FOLDER.")
+        raise ValueError(
+            f"Unknown profile {name!r}: choose {', '.join(PROFILES)}, or beir: with the name of a "
+            "BEIR set or a folder, such as beir:scifact."
+        )
     return PROFILES[name]
 
 

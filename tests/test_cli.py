@@ -75,7 +75,7 @@ def test_a_second_run_says_that_its_times_are_not_the_cost(
     ("arguments", "sentence"),
     [
         (["--profile", "nonsense"], "Unknown profile 'nonsense': choose offline"),
-        (["--collection", "nowhere"], "corpus.jsonl is missing"),
+        (["--collection", "nowhere"], "no folder 'nowhere' (with a corpus.jsonl)"),
         (["--profile", "offline", "--collection", "x"], "not both"),
         (["--depth", "0"], "The depth is 0"),
         (["--depth", "5000"], "The depth is 5000, but 'cwe' holds 938 documents"),
@@ -84,14 +84,13 @@ def test_a_second_run_says_that_its_times_are_not_the_cost(
         (["--embedder", "BAAI/bge-small-en-v1.5"], "Give --pooling with --embedder"),
         (["--reranker", "packaged:x"], "Unknown model 'packaged:x'"),
         (["--profile", "msmarco"], "offline profile"),
+        (["--profile", "beir:scifat"], "did you mean scifact"),
+        (["--profile", "beir:scifact"], "offline profile"),
     ],
 )
 def test_a_wrong_argument_gets_one_sentence(
-    in_empty_folder, arguments, sentence, capsys, monkeypatch, tmp_path
+    in_empty_folder, arguments, sentence, capsys, monkeypatch
 ):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
     if "--reranker" in arguments or "--embedder" in arguments:
         arguments = [*arguments, "--queries", "1", "--depth", "1"]
     if "--reranker" in arguments:

@@ -2,8 +2,9 @@ import json
 
 import pytest
 
-from rerank_utils import hub, loaders
-from rerank_utils.loaders import load_beir, load_msmarco
+from rerank_utils import beir, hub
+from rerank_utils.loaders import load_beir, load_msmarco, load_trec
+from rerank_utils.run import Run
 
 
 def test_a_beir_folder_becomes_a_collection(beir_folder):
@@ -87,30 +88,34 @@ def test_an_empty_corpus_is_refused(beir_folder):
 
 
 @pytest.fixture
-def fake_msmarco(monkeypatch):
-    """`load_dataset` as it would answer: 6,000 queries, some with two positives or shared ones."""
+def fake_msmarco(monkeypatch, tmp_path):
+    """The files as they lie on the hub: 6,000 queries, some with two positives or shared ones."""
     import datasets
 
     rows = {
         "query": [f"question {i}" for i in range(6_000)],
         "positive": [[f"answer {i}"] + (["shared"] if i % 7 == 0 else []) for i in range(6_000)],
-        "negative": [["x"]] * 6_000,
     }
+    passages = {"content": [f"answer {i // 2}" if i % 2 else f"other {i // 4}" for i in range(400)]}
     asked = []
 
-    def load_dataset(name, split):
-        asked.append((name, split))
-        return datasets.Dataset.from_dict(rows)
+    def find_data(name, patterns):
+        asked.append((name, *patterns))
+        folder = tmp_path / name / "data"
+        folder.mkdir(parents=True, exist_ok=True)
+        data, file = (rows, "dev") if name == "namespace-Pt/msmarco" else (passages, "train")
+        table = datasets.Dataset.from_dict(data)
+        table.to_parquet(folder / f"{file}-00000-of-00001-0123456789abcdef.parquet")
+        return folder.parent
 
-    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
-    monkeypatch.setattr(loaders, "require_hub", lambda wanted: None)
+    monkeypatch.setattr(beir, "find_data", find_data)
     return rows, asked
 
 
 def test_msmarco_is_cut_as_the_guide_cuts_it(fake_msmarco):
     _, asked = fake_msmarco
     collection = load_msmarco()
-    assert asked == [("namespace-Pt/msmarco", "dev")]
+    assert asked == [("namespace-Pt/msmarco", "data/dev-*")]
     assert len(collection.queries) == 100
     assert len(collection.documents) == 5_000 + 1  # each text once
     documents = collection.documents
@@ -125,39 +130,19 @@ def test_msmarco_with_other_columns_is_refused(fake_msmarco):
         load_msmarco()
 
 
-def test_without_a_hub_msmarco_names_the_offline_profile(monkeypatch, tmp_path):
-    import datasets
-
-    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", str(tmp_path))
-    with pytest.raises(ConnectionError, match="offline profile"):
-        load_msmarco()
-
-
-def test_an_unreachable_hub_is_noticed_in_seconds(monkeypatch):
-    import time
-
-    from huggingface_hub import constants
-
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")  # nobody listens there
-    started = time.perf_counter()
-    with pytest.raises(ConnectionError, match=r"BAAI/bge-reranker-base.*offline profile"):
-        hub.find_model("BAAI/bge-reranker-base")
-    assert time.perf_counter() - started < 2 * hub.TIMEOUT
-
-
-def test_a_hub_that_refuses_is_a_hub(monkeypatch):
-    import http.server
-    import threading
-
-    from huggingface_hub import constants
-
-    server = http.server.HTTPServer(("127.0.0.1", 0), http.server.BaseHTTPRequestHandler)
-    threading.Thread(target=server.serve_forever, daemon=True).start()
-    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-    monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
-    assert hub.find_model("BAAI/bge-reranker-base") == "BAAI/bge-reranker-base"
-    server.shutdown()
+def test_distractors_answer_no_chosen_query(fake_msmarco):
+    plain, harder = load_msmarco(), load_msmarco(distractors=90)
+    assert plain.documents.items() <= harder.documents.items()
+    added = harder.documents.keys() - plain.documents.keys()
+    assert len(added) == 90
+    texts = {harder.documents[key] for key in added}
+    assert texts == {f"other {i}" for i in range(90)}  # each once, and none that is an answer
+    assert harder.qrels == plain.qrels and harder.queries == plain.queries
+    assert harder.name == "msmarco+90"
+    with pytest.raises(ValueError, match=r"distractors is 200, but .* gives 100"):
+        load_msmarco(distractors=200)
+    with pytest.raises(ValueError, match="distractors is -1"):
+        load_msmarco(distractors=-1)
 
 
 def test_a_half_filled_cache_goes_on_to_the_hub(monkeypatch, tmp_path):
@@ -188,3 +173,103 @@ def test_a_folder_that_is_no_model_is_named(tmp_path):
     (tmp_path / "config.json").write_text(json.dumps({}))
     with pytest.raises(FileNotFoundError, match="no tokenizer"):
         hub.find_model(tmp_path)
+    (tmp_path / "tokenizer.json").write_text(json.dumps({}))
+    with pytest.raises(FileNotFoundError, match="no weights"):
+        hub.find_model(tmp_path)
+
+
+def test_pickles_are_refused_unless_asked_for(tmp_path, monkeypatch):
+    for name in ("config.json", "tokenizer.json", "pytorch_model.bin"):
+        (tmp_path / name).write_text("{}")
+    with pytest.raises(ValueError, match=r"pickle format only.*RERANK_ALLOW_PICKLE=1"):
+        hub.find_model(tmp_path)
+    assert hub.find_model(tmp_path, allow_pickle=True) == str(tmp_path)
+    monkeypatch.setenv("RERANK_ALLOW_PICKLE", "1")
+    assert hub.find_model(tmp_path) == str(tmp_path)
+    monkeypatch.delenv("RERANK_ALLOW_PICKLE")
+    (tmp_path / "model.safetensors").write_text("{}")
+    assert hub.find_model(tmp_path) == str(tmp_path)  # which is what will be loaded
+
+
+@pytest.mark.parametrize(("wrong", "hint"), [("scifat", "scifact"), ("NFCorpus", "nfcorpus")])
+def test_a_misspelt_beir_set_offers_near_ones(wrong, hint):
+    with pytest.raises(ValueError, match=f"did you mean .*{hint}"):
+        load_beir(wrong)
+    with pytest.raises(ValueError, match=r"no folder 'my_data'.*sets: arguana"):
+        load_beir("my_data")
+
+
+@pytest.fixture
+def trec_files(tmp_path):
+    """Three documents, three topics of which two are judged to a purpose, and a run."""
+    files = {
+        "docs.tsv": "d1\tApples grow on trees.\nd2\tCarrots are roots.\nd3\tBread is baked.\n",
+        "docs.jsonl": '{"docno": "d1", "title": "Apple", "text": "It grows on trees."}\n'
+        '{"docno": "d2", "text": "Carrots are roots."}\n{"docno": "d3", "text": "Bread."}\n',
+        "topics.tsv": "301\twhat grows on trees\n302\torange root\n303\tnothing here\n",
+        "topics.trec": "<top>\n<num> Number: 301\n<title> what grows\non trees\n\n<desc> "
+        "Description:\nFruit.\n</top>\n<top>\n<num> Number: 302\n<title> Topic: orange root\n"
+        "</top>\n<top><num>303</num><title>nothing here</title></top>\n",
+        "fruit.qrels": "301 0 d1 2\n302 0 d2 1\n302 0 d1 0\n303 0 d1 0\n399 0 d1 1\n",
+        "some.run": "301 Q0 d1 1 3.0 x\n302 Q0 d2 1 2.0 x\n",
+    }
+    for name, text in files.items():
+        (tmp_path / name).write_text(text)
+    return tmp_path
+
+
+@pytest.mark.parametrize("topics", ["topics.tsv", "topics.trec"])
+@pytest.mark.parametrize("documents", ["docs.tsv", "docs.jsonl"])
+def test_trec_files_become_a_collection(trec_files, topics, documents):
+    with pytest.warns(UserWarning, match="1 topics without a relevant document"):
+        found = load_trec(trec_files / documents, trec_files / topics, trec_files / "fruit.qrels")
+    assert found.queries == {"301": "what grows on trees", "302": "orange root"}
+    assert found.qrels == {"301": {"d1": 2}, "302": {"d2": 1, "d1": 0}}
+    assert list(found.documents) == ["d1", "d2", "d3"] and found.splits == {"test": ["301", "302"]}
+    first = {"docs.tsv": "Apples grow on trees.", "docs.jsonl": "Apple It grows on trees."}
+    assert found.documents["d1"] == first[documents]
+
+
+@pytest.mark.filterwarnings("ignore:1 topics without")
+def test_a_trec_run_brings_only_its_documents(trec_files):
+    paths = [trec_files / name for name in ("docs.tsv", "topics.tsv", "fruit.qrels")]
+    found = load_trec(*paths, run=trec_files / "some.run")
+    assert list(found.documents) == ["d1", "d2"]
+    run = Run.from_trec(trec_files / "some.run")
+    assert load_trec(*paths, run=run).documents == found.documents
+    (trec_files / "some.run").write_text("301 Q0 d9 1 3.0 x\n")
+    with pytest.raises(ValueError, match=r"lacks 1 documents that the run or the qrels name.*'d9'"):
+        load_trec(*paths, run=trec_files / "some.run")
+
+
+@pytest.mark.filterwarnings("ignore:1 topics without")
+@pytest.mark.parametrize(
+    ("file", "text", "sentence"),
+    [
+        ("docs.tsv", "d1 no tab", r"docs.tsv, line 1: expected an id and a text"),
+        ("docs.tsv", "d1\ta\nd1\tb", r"docs.tsv, line 2: the document id 'd1' stands twice"),
+        ("topics.tsv", "301\ta\n301\tb", r"topics.tsv, line 2: the topic '301' stands twice"),
+        ("fruit.qrels", "999 0 d1 1", "do the two belong together"),
+    ],
+)
+def test_a_bad_trec_file_is_named(trec_files, file, text, sentence):
+    (trec_files / file).write_text(text)
+    with pytest.raises(ValueError, match=sentence):
+        load_trec(*[trec_files / name for name in ("docs.tsv", "topics.tsv", "fruit.qrels")])
+
+
+def test_trec_formats_that_are_not_read_are_named(trec_files):
+    documents, topics, qrels = (trec_files / n for n in ("docs.tsv", "topics.trec", "fruit.qrels"))
+    topics.write_text("<top><num>301</num></top>")
+    with pytest.raises(ValueError, match=r"topic 1: expected <num> and <title>"):
+        load_trec(documents, topics, qrels)
+    topics.write_text("no topics")
+    with pytest.raises(ValueError, match="has no <top> block"):
+        load_trec(documents, topics, qrels)
+    with pytest.raises(FileNotFoundError, match="documents: there is no file"):
+        load_trec(trec_files / "none.tsv", topics, qrels)
+    with (
+        pytest.warns(UserWarning, match="1 topics"),
+        pytest.raises(ValueError, match=r"give .tsv or .jsonl"),
+    ):
+        load_trec(qrels, trec_files / "topics.tsv", qrels)
