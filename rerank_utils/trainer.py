@@ -48,10 +48,6 @@ class Groups(AbsRerankerTrainDataset):
 
     seed = epoch = 0
 
-    def set_epoch(self, epoch: int) -> None:
-        """Called by the trainer when a round through the file begins."""
-        self.epoch = epoch
-
     def __getitem__(self, item: int) -> tuple[list, list | None]:
         state = random.getstate()
         random.seed(f"{self.seed} {self.epoch} {item}")
@@ -111,6 +107,17 @@ class MendedTrainer(EncoderOnlyRerankerTrainer):
             self._writing = None
         if old:
             shutil.rmtree(folder / f"{PREFIX}{old}")
+
+
+class Rounds(TrainerCallback):
+    """Tells the dataset which round through the file this is, also after a resumption."""
+
+    def __init__(self, groups: Groups):
+        self.groups = groups
+
+    def on_epoch_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
+        """In a round that was broken off, `state.epoch` is a fraction."""
+        self.groups.epoch = int((state.epoch or 0) + 1e-6)
 
 
 class Progress(TrainerCallback):
@@ -190,7 +197,7 @@ class Runner(EncoderOnlyRerankerRunner):
             train_dataset=self.train_dataset,
             data_collator=self.data_collator,
             processing_class=self.tokenizer,
-            callbacks=[self.progress],
+            callbacks=[self.progress, Rounds(self.train_dataset)],
         )
         trainer.remove_callback(PrinterCallback)
         return trainer

@@ -30,7 +30,20 @@ SMALL = {
     "log_every": 1,
     "device": "cpu",
 }
-WORDS = "apple bread carrot stone river cloud paper glass metal green seven north".split()
+WORDS = [
+    "apple",
+    "bread",
+    "carrot",
+    "stone",
+    "river",
+    "cloud",
+    "paper",
+    "glass",
+    "metal",
+    "green",
+    "seven",
+    "north",
+]
 
 
 @pytest.fixture(scope="module")

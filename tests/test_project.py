@@ -40,6 +40,9 @@ ROOMS = {
     "checks": set(),
     "zoo": set(),
     "training": {"bundled", "cwe"},
+    "mining": NOUNS,
+    "trainer": set(),
+    "finetuning": TOOLS | {"bundled", "mining", "reranking", "trainer"},
     "profiles": {"bundled", "collection", "loaders"},
 }
 
