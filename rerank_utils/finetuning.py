@@ -316,7 +316,10 @@ def _quiet() -> Iterator[None]:
     logging.disable(logging.WARNING)
     disable_progress_bar()
     try:
-        yield
+        with warnings.catch_warnings():
+            # FlagEmbedding's collator pads to the longest, and says a length that is not used
+            warnings.filterwarnings("ignore", "`max_length` is ignored when `padding`")
+            yield
     finally:
         logging.disable(before)
         root.handlers[:], root.level = handlers, level

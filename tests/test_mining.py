@@ -7,7 +7,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rerank_utils.cwe import collect_reports, read_catalogue, read_splits, related_weaknesses
+from rerank_utils import cwe
+from rerank_utils.cwe import collect_reports, read_catalogue
 from rerank_utils.mining import Group, mine_negatives, read_jsonl, write_jsonl
 from rerank_utils.run import Run
 
@@ -21,7 +22,7 @@ def tasks(draw):
     queries = ["q1", "q2", "q3"]
     rankings = [draw(st.lists(ids, unique=True, max_size=12)) for _ in queries]
     scores = [
-        draw(st.lists(st.floats(0.01, 1, width=32), min_size=len(r), max_size=len(r)))
+        draw(st.lists(st.floats(0.0625, 1, width=32), min_size=len(r), max_size=len(r)))
         for r in rankings
     ]
     first = draw(st.integers(1, 4))
@@ -84,13 +85,11 @@ def test_every_candidate_and_every_query_is_accounted_for(task):
     assert mined.candidates == sum(lengths)
     assert mined.candidates == mined.taken + mined.not_drawn + sum(mined.skipped.values())
     assert mined.short == sum(len(group.neg) < task["count"] for group in mined.groups)
-    held_out = {DOCUMENTS[d] for d in task["exclude"]}
     for group, (query, negatives) in zip(mined.groups, mined.negatives.items(), strict=True):
         assert group.query == task["queries"][query]
         assert group.neg == [DOCUMENTS[negative.document] for negative in negatives]
         judged = [d for d in task["qrels"][query] if d not in task["exclude"]]
         assert group.pos == [DOCUMENTS[d] for d in judged] and group.pos
-        assert held_out.isdisjoint(group.neg) or held_out & set(group.neg) <= {"text 0"}
 
 
 @given(tasks())
@@ -125,9 +124,9 @@ def test_each_reason_is_counted():
     assert set(mined.skipped.values()) == {1} and mined.candidates == 6
     assert [n.document for n in mined.negatives["q"]] == ["d9"]  # judged, and not relevant
     assert mined.mean_rank == 6 and mined.mean_score == pytest.approx(0.4)
-    for words in ("likely false negative       1", "queries with negatives", "of these with fewer"):
-        assert words.split()[0] in mined.table()
-    assert str(mined) == mined.table()
+    rows = dict(line.strip().rsplit(maxsplit=1) for line in mined.table().splitlines())
+    assert rows["candidates"] == "6" and rows["skipped: likely false negative"] == "1"
+    assert rows["of these with fewer than 7"] == "1" and str(mined) == mined.table()
 
 
 def test_a_second_run_judges_better_than_the_first():
@@ -238,23 +237,31 @@ def test_a_file_that_is_none_is_named(content, sentence, tmp_path):
         write_jsonl([Group("a", ["b"], ["b"])], path)
 
 
-def test_related_weaknesses_are_linked_answers_parents_and_children():
+def test_related_weaknesses_are_linked_answers_parents_and_children(monkeypatch):
     weaknesses = read_catalogue()
-    reports = {report.id: report for report in collect_reports(weaknesses)}
-    parents = {weakness.id: set(weakness.parents) for weakness in weaknesses}
-    wide, narrow = related_weaknesses(), related_weaknesses(taxonomy=False)
-    assert wide.keys() == narrow.keys() == reports.keys()
-    for query in read_splits()["train"][::40]:
-        answers = reports[query].weaknesses
-        near = {child for child, found in parents.items() if found & answers}
-        near = near.union(*(parents[answer] for answer in answers)) - answers
-        assert wide[query] == narrow[query] | near
+    every = collect_reports(weaknesses)
+    by_cve = {}
+    for report in every:
+        for cve in report.cves:
+            by_cve.setdefault(cve, []).append(report)
     same_event = [
         (a, b)
-        for a in reports.values()
-        for b in reports.values()
-        if a.cves & b.cves and a.weaknesses != b.weaknesses
+        for shared in by_cve.values()
+        for a in shared
+        for b in shared
+        if a.weaknesses != b.weaknesses
     ]
     assert same_event
+    few = sorted({*every[:300], *(a for a, _ in same_event)}, key=lambda report: report.id)
+    monkeypatch.setattr(cwe, "collect_reports", lambda _: few)  # all of them take long
+    wide, narrow = cwe.related_weaknesses(), cwe.related_weaknesses(taxonomy=False)
+    assert wide.keys() == narrow.keys() == {report.id for report in few}
     for first, second in same_event:
         assert narrow[first.id] >= second.weaknesses - first.weaknesses
+    assert sum(map(bool, narrow.values())) < len(few) / 2
+    parents = {weakness.id: set(weakness.parents) for weakness in weaknesses}
+    for report in few:
+        answers = report.weaknesses
+        near = {child for child, found in parents.items() if found & answers}
+        near = near.union(*(parents[answer] for answer in answers)) - answers
+        assert wide[report.id] == narrow[report.id] | near
