@@ -12,6 +12,7 @@ import hashlib
 import json
 import re
 import xml.etree.ElementTree as ElementTree
+from collections import defaultdict
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
@@ -258,6 +259,38 @@ def linked_reports(reports: list[Report]) -> list[tuple[str, str]]:
     same_cve = _overlaps([report.cves for report in reports], [report.cves for report in reports])
     pairs |= set(zip(*(index.tolist() for index in same_cve.nonzero()), strict=True))
     return sorted((reports[i].id, reports[j].id) for i, j in pairs if i < j)
+
+
+def related_weaknesses(taxonomy: bool = True) -> dict[str, frozenset[str]]:
+    """Query id -> weaknesses that are no safe negatives of it, though nobody filed it there.
+
+    These are the answers of linked reports (see `linked_reports`), which describe the same event.
+
+    Args:
+        taxonomy: also the parents and children of the query's own answers: what is filed under
+            one of them is often true of the other as well.
+    """
+    weaknesses = read_catalogue()
+    reports = collect_reports(weaknesses)
+    by_id = {report.id: report for report in reports}
+    related = {report.id: set() for report in reports}
+    for first, second in linked_reports(reports):
+        related[first] |= by_id[second].weaknesses
+        related[second] |= by_id[first].weaknesses
+    if taxonomy:
+        near = _parents_and_children(weaknesses)
+        for report in reports:
+            related[report.id] |= set().union(*(near[answer] for answer in report.weaknesses))
+    return {query: frozenset(found - by_id[query].weaknesses) for query, found in related.items()}
+
+
+def _parents_and_children(weaknesses: Iterable[Weakness]) -> dict[str, set[str]]:
+    near: dict[str, set[str]] = defaultdict(set)
+    for weakness in weaknesses:
+        for parent in weakness.parents:
+            near[weakness.id].add(parent)
+            near[parent].add(weakness.id)
+    return near
 
 
 def near_duplicates(texts: list[str], others: list[str]) -> set[int]:

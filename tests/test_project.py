@@ -47,6 +47,9 @@ ROOMS = {
     "training": {"bundled", "training_data"},
     "opening": {"zoo"},
     "tiny": {"bundled", "cwe", "hub"},
+    "mining": NOUNS,
+    "trainer": set(),
+    "finetuning": TOOLS | {"bundled", "mining", "reranking", "trainer"},
     "profiles": {"bundled", "collection", "loaders"},
 }
 

@@ -1,0 +1,324 @@
+"""Fine-tuning with FlagEmbedding's trainer: it trains, resumes exactly, and refuses in words."""
+
+import logging
+import math
+import random
+import warnings
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+
+from rerank_utils import finetuning
+from rerank_utils.finetuning import (
+    CollapseWarning,
+    finetune,
+    fresh_reranker,
+    half_depth,
+    read_log,
+    teacher_scores,
+)
+from rerank_utils.mining import Group, write_jsonl
+from rerank_utils.reranking import load_reranker, score_pairs
+
+SMALL = {
+    "rate": 3e-3,
+    "batch": 2,
+    "group": 4,
+    "query_length": 16,
+    "passage_length": 16,
+    "log_every": 1,
+    "device": "cpu",
+}
+WORDS = [
+    "apple",
+    "bread",
+    "carrot",
+    "stone",
+    "river",
+    "cloud",
+    "paper",
+    "glass",
+    "metal",
+    "green",
+    "seven",
+    "north",
+]
+
+
+@pytest.fixture(scope="module")
+def groups():
+    rng = random.Random(0)
+    made = []
+    for word in WORDS[:9]:
+        others = [other for other in WORDS if other != word]
+        filler = [" ".join(rng.choices(others, k=4)) for _ in range(5)]
+        made.append(Group(f"what is {word}", [f"{word} is here", f"some {word}"], filler))
+    return made
+
+
+@pytest.fixture
+def train_file(groups, tmp_path):
+    return write_jsonl(groups, tmp_path / "train.jsonl")
+
+
+def weights(folder):
+    return load_file(folder / "model.safetensors")
+
+
+def test_it_trains_and_ends_with_a_reranker(tiny_reranker_folder, train_file, tmp_path, capfd):
+    handlers = list(logging.getLogger().handlers)
+    model = finetune(tiny_reranker_folder, train_file, tmp_path / "out", steps=3, **SMALL)
+    shown = capfd.readouterr()
+    lines = [line for line in (shown.out + shown.err).replace("\r", "\n").split("\n") if line]
+    assert lines and all(line.startswith("train:") for line in lines)
+    assert "3/3" in lines[-1] and "loss=" in lines[-1]
+    log = read_log(tmp_path / "out")
+    assert [row["step"] for row in log] == [1, 2, 3]
+    assert all(math.isfinite(row["loss"]) for row in log)
+    assert logging.getLogger().handlers == handlers
+
+    reranker = load_reranker(model, max_length=32, device="cpu")
+    assert reranker.tokenizer.model_max_length == 512
+    pairs = [("what is apple", "some apple"), ("what is apple", "stone river")]
+    ours = score_pairs(reranker, pairs)
+    np.testing.assert_allclose(ours, reranker.compute_score(pairs), atol=1e-5)
+    assert not np.allclose(ours, score_pairs(load_reranker(tiny_reranker_folder, 32, "cpu"), pairs))
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == [
+        "log.jsonl",
+        "model",
+        "recipe.json",
+    ]
+    before = (model / "model.safetensors").stat().st_mtime_ns
+    assert finetune(tiny_reranker_folder, train_file, tmp_path / "out", steps=3, **SMALL) == model
+    assert (model / "model.safetensors").stat().st_mtime_ns == before
+
+
+def test_an_interrupt_keeps_a_checkpoint_and_changes_nothing(
+    tiny_reranker_folder, train_file, tmp_path, monkeypatch
+):
+    from rerank_utils import trainer
+
+    def train(name):
+        return finetune(
+            tiny_reranker_folder, train_file, tmp_path / name, steps=11, save_every=3, **SMALL
+        )
+
+    whole = train("whole")  # 4 batches an epoch: the interrupt falls into the second
+    compute = trainer.MendedTrainer.compute_loss
+
+    def interrupted(self, *rest, **options):
+        if self.state.global_step == 7:
+            raise KeyboardInterrupt
+        return compute(self, *rest, **options)
+
+    monkeypatch.setattr(trainer.MendedTrainer, "compute_loss", interrupted)
+    with pytest.raises(KeyboardInterrupt, match=r"after step 7; the checkpoint of step 6 is kept"):
+        train("broken")
+    monkeypatch.setattr(trainer.MendedTrainer, "compute_loss", compute)
+    with pytest.raises(ValueError, match=r"other arguments \(rate 0.003, now 0.001\)"):
+        finetune(
+            tiny_reranker_folder,
+            train_file,
+            tmp_path / "broken",
+            steps=11,
+            **(SMALL | {"rate": 1e-3}),
+        )
+    resumed = weights(train("broken"))
+    for name, value in weights(whole).items():
+        np.testing.assert_array_equal(value, resumed[name], err_msg=name)
+    assert read_log(tmp_path / "broken") == read_log(tmp_path / "whole")
+
+
+def test_a_full_disk_leaves_the_last_checkpoint(
+    tiny_reranker_folder, train_file, tmp_path, monkeypatch
+):
+    from rerank_utils import trainer
+
+    def train():
+        return finetune(
+            tiny_reranker_folder, train_file, tmp_path / "out", steps=4, save_every=2, **SMALL
+        )
+
+    save = trainer.MendedTrainer._save_optimizer_and_scheduler
+
+    def full(self, folder):
+        if self.state.global_step == 4:  # the weights of this step are written by now
+            raise OSError(28, "No space left on device")
+        return save(self, folder)
+
+    monkeypatch.setattr(trainer.MendedTrainer, "_save_optimizer_and_scheduler", full)
+    with pytest.raises(OSError, match=r"Step 4 .* No space left .* step 2 is whole"):
+        train()
+    kept = [path.name for path in (tmp_path / "out" / "checkpoints").iterdir()]
+    assert kept == ["checkpoint-2"]
+    monkeypatch.undo()
+    assert (train() / "model.safetensors").exists()
+
+
+def test_a_half_precision_base_is_trained_in_single(tiny_reranker_folder, train_file, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    half = tmp_path / "half"
+    model = AutoModelForSequenceClassification.from_pretrained(tiny_reranker_folder)
+    model.half().save_pretrained(half)
+    AutoTokenizer.from_pretrained(tiny_reranker_folder).save_pretrained(half)
+    trained = weights(finetune(half, train_file, tmp_path / "out", steps=1, **SMALL))
+    assert {value.dtype for value in trained.values()} == {np.dtype("float32")}
+
+
+def test_a_loss_that_is_no_number_stops_the_training(tiny_reranker_folder, groups, tmp_path):
+    scored = [
+        Group(g.query, g.pos, g.neg, [3e38] * len(g.pos), [-3e38] * len(g.neg)) for g in groups
+    ]
+    path = write_jsonl(scored, tmp_path / "train.jsonl")
+    options = SMALL | {"rate": 1e30}
+    with pytest.raises(FloatingPointError, match=r"at step \d.*lower rate"):
+        finetune(tiny_reranker_folder, path, tmp_path / "out", steps=8, **options)
+    assert not (tmp_path / "out" / "model").exists()
+
+
+def test_a_rate_that_is_too_high_is_seen_in_the_loss(tiny_reranker_folder, train_file, tmp_path):
+    with pytest.warns(CollapseWarning, match=r"alike has 1\.39\. The rate of 1e\+00"):
+        finetune(
+            tiny_reranker_folder, train_file, tmp_path / "out", steps=30, **SMALL | {"rate": 1.0}
+        )
+
+
+def test_a_loss_that_falls_is_not_warned_of():
+    log = [{"step": i, "loss": 2.0 - i / 10, "rate": 1e-5} for i in range(10)]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        finetuning._warn_of_collapse(log, math.log(8))
+    with pytest.warns(CollapseWarning, match="rose from 1.15 to 1.95"):
+        finetuning._warn_of_collapse([dict(row, loss=3.1 - row["loss"]) for row in log], 9.0)
+
+
+@pytest.mark.parametrize(
+    ("changed", "sentence"),
+    [
+        ({"batch": 10}, "batch is 10, but .* has 9 lines"),
+        ({"group": 1}, "group is 1"),
+        ({"distil": True}, "9 of 9 lines .* teacher_scores"),
+        ({"epochs": 1.0}, "either steps or epochs"),
+        ({"steps": 0}, "makes 0 steps"),
+        ({"query_length": 300, "passage_length": 300}, "window of 600 tokens.* 8 to 512"),
+        ({"passage_length": 4}, "each must be at least 8"),
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"warmup": 2.0}, "warmup 2.0"),
+        ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
+    ],
+)
+def test_bad_arguments_get_a_sentence(
+    tiny_reranker_folder, train_file, tmp_path, changed, sentence
+):
+    with pytest.raises(ValueError, match=sentence):
+        finetune(
+            tiny_reranker_folder, train_file, tmp_path / "out", **{"steps": 1} | SMALL | changed
+        )
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_bad_line_and_a_foreign_folder_are_refused(tiny_reranker_folder, groups, tmp_path):
+    path = tmp_path / "bad.jsonl"
+    path.write_text('{"query": "a", "pos": [], "neg": ["b"]}\n')
+    with pytest.raises(ValueError, match=r"bad.jsonl, line 1: 'pos' holds no text"):
+        finetune(tiny_reranker_folder, path, tmp_path / "out", steps=1, **SMALL)
+    good = write_jsonl(groups, tmp_path / "good.jsonl")
+    with pytest.raises(ValueError, match="is not empty and holds no training"):
+        finetune(tiny_reranker_folder, good, tmp_path, steps=1, **SMALL)
+
+
+def test_too_few_negatives_for_a_group_are_said(tiny_reranker_folder, train_file, tmp_path):
+    with pytest.warns(UserWarning, match=r"9 of 9 lines have fewer than 7 negatives"):
+        finetune(
+            tiny_reranker_folder, train_file, tmp_path / "out", steps=1, **SMALL | {"group": 8}
+        )
+
+
+def divergence(reranker, groups):
+    """Mean KL of the model's distribution over each group from the teacher's."""
+    from scipy.special import log_softmax, softmax
+
+    total = 0.0
+    for group in groups:
+        texts = [group.pos[0], *group.neg]
+        ours = log_softmax(score_pairs(reranker, [(group.query, text) for text in texts]))
+        aim = np.array([group.pos_scores[0], *group.neg_scores])
+        total += float((softmax(aim) * (log_softmax(aim) - ours)).sum())
+    return total / len(groups)
+
+
+def test_distillation_brings_the_student_nearer_to_its_teacher(tiny_xlmr_folder, groups, tmp_path):
+    untaught = write_jsonl(groups, tmp_path / "labels.jsonl")
+    options = SMALL | {"group": 6, "rate": 3e-3, "dropout": 0.0}
+    taught = finetune(tiny_xlmr_folder, untaught, tmp_path / "teacher", epochs=10, **options)
+    teacher = load_reranker(taught, 32, "cpu")
+    scored = teacher_scores(groups, teacher)
+    pair = (scored[0].query, scored[0].neg[2])
+    assert scored[0].neg_scores[2] == pytest.approx(teacher.compute_score([pair])[0], abs=1e-5)
+    softer = teacher_scores(groups, teacher, temperature=4.0)
+    assert softer[0].pos_scores[0] == pytest.approx(scored[0].pos_scores[0] / 4)
+
+    path = write_jsonl(scored, tmp_path / "train.jsonl")
+    student = half_depth(tiny_xlmr_folder, tmp_path / "student")
+    model = finetune(student, path, tmp_path / "out", epochs=10, distil=True, **options)
+    after = divergence(load_reranker(model, 32, "cpu"), scored)
+    assert after < 0.8 * divergence(load_reranker(student, 32, "cpu"), scored)
+
+
+def test_the_distillation_loss_is_what_is_documented(tiny_reranker_folder, groups, tmp_path):
+    from scipy.special import log_softmax, softmax
+
+    few = [Group(g.query, g.pos[:1], g.neg[:3]) for g in groups[:2]]
+    scored = teacher_scores(few, load_reranker(tiny_reranker_folder, 32, "cpu"), temperature=0.5)
+    path = write_jsonl(scored, tmp_path / "train.jsonl")
+    options = SMALL | {"dropout": 0.0, "distil": True}
+    finetune(tiny_reranker_folder, path, tmp_path / "out", steps=1, **options)
+    expected = 0.0
+    for group in scored:
+        aim = np.array(group.pos_scores + group.neg_scores)
+        ours = log_softmax(aim * 0.5)
+        expected += (-ours[0] - (softmax(aim) * ours).sum()) / len(scored)
+    assert read_log(tmp_path / "out")[0]["loss"] == pytest.approx(expected, rel=1e-4)
+
+
+def test_half_depth_keeps_every_second_layer_and_the_last(tiny_reranker_folder, tmp_path):
+    import torch
+    from transformers import BertConfig, BertForSequenceClassification
+
+    torch.manual_seed(0)
+    config = BertConfig(
+        vocab_size=30522,
+        hidden_size=16,
+        num_hidden_layers=5,
+        num_attention_heads=2,
+        intermediate_size=16,
+        num_labels=1,
+    )
+    deep = tmp_path / "deep"
+    BertForSequenceClassification(config).save_pretrained(deep)
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        (deep / name).write_bytes((tiny_reranker_folder / name).read_bytes())
+    old = weights(deep)
+    for layers, kept in ((None, [0, 2, 4]), ([1, 3], [1, 3])):
+        folder = half_depth(deep, tmp_path / f"half-{len(kept)}", layers)
+        new = weights(folder)
+        for place, layer in enumerate(kept):
+            name = "bert.encoder.layer.{}.output.dense.weight"
+            np.testing.assert_array_equal(new[name.format(place)], old[name.format(layer)])
+        np.testing.assert_array_equal(new["classifier.weight"], old["classifier.weight"])
+        assert load_reranker(folder, 32, "cpu").model.config.num_hidden_layers == len(kept)
+    with pytest.raises(ValueError, match="layers from 0 to 4"):
+        half_depth(deep, tmp_path / "no", [3, 1])
+    with pytest.raises(ValueError, match="the source itself"):
+        half_depth(deep, deep)
+
+
+def test_a_fresh_head_is_the_same_each_time(tiny_reranker_folder, tmp_path):
+    from rerank_utils.bundled import minilm_path
+
+    folders = [fresh_reranker(minilm_path(), tmp_path / name, 128) for name in "ab"]
+    first, second = (weights(folder)["classifier.weight"] for folder in folders)
+    np.testing.assert_array_equal(first, second)
+    assert load_reranker(folders[0], 128, "cpu").tokenizer.model_max_length == 128
