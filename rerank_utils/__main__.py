@@ -7,6 +7,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+from .engines import DTYPES
 from .hub import quiet_libraries
 from .profiles import PACKAGED_RERANKER, Profile, get_profile
 
@@ -65,6 +66,18 @@ def build_parser() -> argparse.ArgumentParser:
         help="tokens at which the named models cut (default: 512; packaged ones know theirs)",
     )
     how.add_argument("--depth", type=int, metavar="D", help="candidates a query to rerank")
+    how.add_argument(
+        "--backend",
+        choices=tuple(DTYPES),
+        default="torch",
+        help="what runs the reranker (default: torch; the others want a CPU and the extra fast)",
+    )
+    how.add_argument(
+        "--dtype",
+        choices=sorted({dtype for dtypes in DTYPES.values() for dtype in dtypes}),
+        default="auto",
+        help="its precision (default: auto, float32 on a CPU and float16 on a GPU)",
+    )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="where files go (default: artifacts/<profile>)"
     )
@@ -111,7 +124,7 @@ def main(arguments: list[str] | None = None) -> int:
 
         if profile.reranker == PACKAGED_RERANKER and profile.name.startswith("beir:"):
             print("note: the packaged reranker knows vulnerability reports only; see --reranker")
-        result = run_pipeline(profile)
+        result = run_pipeline(profile, backend=options.backend, dtype=options.dtype)
         files = result.save(options.output or ARTIFACTS / profile.folder_name)
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again: it goes on from here.", file=sys.stderr)

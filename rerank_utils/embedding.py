@@ -22,7 +22,7 @@ from .batching import (
     run_batches,
 )
 from .hub import find_model
-from .opening import architecture, nearest_names, read_config
+from .opening import architecture, read_config
 
 if TYPE_CHECKING:
     import torch
@@ -73,22 +73,21 @@ def load_embedder(
     max_length = known.usual_length if known and max_length is None else max_length
     max_length = 512 if max_length is None else max_length
     device = device or best_device()
-    with nearest_names(name_or_path):
-        found = find_model(name_or_path)
-        kind = architecture(read_config(found, name_or_path))
-        if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
-            raise ValueError(_no_embedder(f"{name_or_path} ({kind})"))
-        _warn_of_other_pooling(Path(found), pooling)
-        embedder = _class_of(known, Path(found))(
-            found,
-            pooling_method=pooling,
-            query_instruction_for_retrieval=instruction,
-            use_fp16=device.startswith("cuda"),
-            devices=device,
-            query_max_length=max_length,
-            passage_max_length=max_length,
-            trust_remote_code=False,
-        )
+    found = find_model(name_or_path)
+    kind = architecture(read_config(found, name_or_path))
+    if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
+        raise ValueError(_no_embedder(f"{name_or_path} ({kind})"))
+    _warn_of_other_pooling(Path(found), pooling)
+    embedder = _class_of(known, Path(found))(
+        found,
+        pooling_method=pooling,
+        query_instruction_for_retrieval=instruction,
+        use_fp16=device.startswith("cuda"),
+        devices=device,
+        query_max_length=max_length,
+        passage_max_length=max_length,
+        trust_remote_code=False,
+    )
     check_max_length(max_length, embedder.model.config)
     return embedder
 

@@ -85,9 +85,8 @@ def open_engine(
     return engines[weights, backend, dtype]
 
 
-def _check(model: PreTrainedModel, device: str, backend: str, dtype: str) -> None:
-    from .encoder import FirstTokenScorer
-
+def check_choice(backend: str, dtype: str) -> None:
+    """Raise ValueError if there is no such backend, or it or this processor lacks the dtype."""
     if backend not in DTYPES:
         raise ValueError(f"Unknown backend {backend!r}: choose one of {', '.join(DTYPES)}.")
     if dtype not in DTYPES[backend]:
@@ -95,6 +94,16 @@ def _check(model: PreTrainedModel, device: str, backend: str, dtype: str) -> Non
             f"backend={backend!r} has no dtype {dtype!r}: choose one of "
             f"{', '.join(DTYPES[backend])}."
         )
+    if backend == "openvino" and dtype == "bfloat16" and not has_bfloat16():
+        raise ValueError(
+            "This processor does not multiply bfloat16: use backend='onnx' with dtype='int8'."
+        )
+
+
+def _check(model: PreTrainedModel, device: str, backend: str, dtype: str) -> None:
+    from .encoder import FirstTokenScorer
+
+    check_choice(backend, dtype)
     if backend == "torch":
         return
     if not device.startswith("cpu"):
@@ -103,10 +112,6 @@ def _check(model: PreTrainedModel, device: str, backend: str, dtype: str) -> Non
         raise ValueError(
             f"backend={backend!r} knows BERT and (XLM-)RoBERTa, not {type(model).__name__}: use "
             "backend='torch'."
-        )
-    if backend == "openvino" and dtype == "bfloat16" and not has_bfloat16():
-        raise ValueError(
-            "This processor does not multiply bfloat16: use backend='onnx' with dtype='int8'."
         )
 
 

@@ -9,22 +9,16 @@ from __future__ import annotations
 import json
 import os
 import re
-import threading
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from difflib import get_close_matches
+from collections.abc import Iterable, Sequence
 from fnmatch import fnmatch
 from pathlib import Path
-from typing import Any
 
-TIMEOUT = 5.0
-"""Seconds to wait for a first sign of life from the hub."""
-OFFLINE_HINT = (
-    "check the network, or use the offline profile (RERANK_PROFILE=offline), "
-    "which needs nothing but packages"
-)
+from .download import did_you_mean, download
+from .zoo import row
+
 PICKLE_VARIABLE = "RERANK_ALLOW_PICKLE"
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja")
+_M3_HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _POOLING_FILE = "1_Pooling/config.json"
 _TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model")
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})")
@@ -40,7 +34,8 @@ def find_model(name_or_path: str | Path, allow_pickle: bool | None = None) -> st
     Args:
         name_or_path: a local model folder, or a name such as "BAAI/bge-reranker-base".
         allow_pickle: whether weights in pickle format will do where there are no others; by
-            default only if the environment variable RERANK_ALLOW_PICKLE is 1.
+            default for the models of `zoo.MODELS`, and for others if the environment variable
+            RERANK_ALLOW_PICKLE is 1. They are read with torch's weights_only=True.
 
     Returns:
         The folder, the hub's cache included.
@@ -54,17 +49,19 @@ def find_model(name_or_path: str | Path, allow_pickle: bool | None = None) -> st
             download broke off.
     """
     if allow_pickle is None:
-        allow_pickle = os.environ.get(PICKLE_VARIABLE) == "1"
+        allow_pickle = row(name_or_path) is not None or os.environ.get(PICKLE_VARIABLE) == "1"
     name = str(name_or_path)
     if Path(name).is_dir():
         return _checked(Path(name), allow_pickle)
     if isinstance(name_or_path, Path) or name.count("/") != 1 or name.startswith((".", "~")):
-        raise FileNotFoundError(f"There is no model folder {name!r}: check the path.{_like(name)}")
+        raise FileNotFoundError(
+            f"There is no model folder {name!r}: check the path.{did_you_mean(name)}"
+        )
     cached = _cached(name, "model")
     if cached and _is_complete(cached, allow_pickle):
         return str(cached)
     try:
-        folder = _download(name, "model", lambda files: _model_files(name, files, allow_pickle))
+        folder = download(name, "model", lambda files: _model_files(name, files, allow_pickle))
     except ConnectionError:
         if cached and _is_complete(cached, allow_pickle=True):
             raise ValueError(_pickle_sentence(str(cached))) from None
@@ -98,7 +95,7 @@ def find_data(name: str, patterns: Sequence[str]) -> Path:
     cached = _cached(name, "dataset", list(patterns))
     if cached and all(_all_shards(cached, pattern) for pattern in patterns):
         return cached
-    return _download(name, "dataset", choose)
+    return download(name, "dataset", choose)
 
 
 def fingerprint(name_or_path: str | Path) -> str:
@@ -130,8 +127,11 @@ def _model_files(name: str, files: Iterable[str], allow_pickle: bool) -> list[st
     top = [file for file in files if "/" not in file]
     wanted = [file for file in top if file.endswith(_MODEL_FILES)]
     wanted += [file for file in files if file == _POOLING_FILE]
+    known = row(name)
+    if known and known.flag_class == "BGEM3FlagModel":  # small, and read with weights_only=True
+        wanted += [file for file in top if file in _M3_HEADS]
     weights = [file for file in top if file.endswith(".safetensors")]
-    pickled = [file for file in top if file.endswith((".bin", ".pt")) and "training" not in file]
+    pickled = [file for file in top if file.endswith(".bin") and "training" not in file]
     if not weights and pickled:
         if not allow_pickle:
             raise ValueError(_pickle_sentence(name))
@@ -197,154 +197,6 @@ def _checked(folder: Path, allow_pickle: bool) -> str:
         f"The model folder {folder} has no weights, or not all of them: save them there with "
         "model.save_pretrained(folder)."
     )
-
-
-def _download(name: str, kind: str, choose: Callable[[Iterable[str]], list[str]]) -> Path:
-    """Fetch the chosen files of a repository into the hub's cache, with one bar."""
-    from huggingface_hub import HfApi, constants, snapshot_download
-
-    what = f"The {'data set' if kind == 'dataset' else 'model'} {name!r}"
-    missing = f"{what} is not on this machine and the hub cannot be reached"
-    if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE") == "1":
-        raise ConnectionError(f"{missing} (offline mode is set): {OFFLINE_HINT}.")
-    with _one_sentence(what, name, f"{missing}: {OFFLINE_HINT}."):
-        info = _within(
-            1.5 * TIMEOUT, lambda: HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
-        )
-    files = choose([file.rfilename for file in info.siblings or []])
-    broken = (
-        f"The download of {what[0].lower()}{what[1:]} broke off: check the network and run the "
-        "same command again; files that arrived whole are kept."
-    )
-    with _quiet_hub(), _bar(f"download {name}") as bar, _one_sentence(what, name, broken):
-        folder = snapshot_download(
-            name,
-            repo_type=kind,
-            allow_patterns=files,
-            etag_timeout=TIMEOUT,
-            tqdm_class=bar,
-        )
-    return Path(folder)
-
-
-def _within(seconds: float, ask: Callable[[], Any]) -> Any:
-    """The answer of `ask`, or TimeoutError: a name look-up, or one address after the other, can
-    take longer than the time-out that each single attempt is given."""
-    answers: list[Any] = []
-    errors: list[Exception] = []
-
-    def work() -> None:
-        try:
-            answers.append(ask())
-        except Exception as error:  # handed to the caller's thread
-            errors.append(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    thread.join(seconds)
-    if errors:
-        raise errors[0]
-    if not answers:
-        raise TimeoutError(f"no answer in {seconds:.0f} s")
-    return answers[0]
-
-
-@contextmanager
-def _one_sentence(what: str, name: str, unreachable: str) -> Iterator[None]:
-    """The errors of the hub's library as one of Python's own, with one sentence."""
-    from huggingface_hub import constants, errors
-
-    try:
-        yield
-    except errors.HFValidationError:
-        raise FileNotFoundError(f"{what} has no name that the hub could know: check it.") from None
-    except (errors.HTTPError, OSError, RuntimeError, ValueError) as error:
-        # HTTPError: all that the HTTP client raises. ValueError: an answer that no hub would give.
-        if isinstance(error, errors.LocalEntryNotFoundError) and error.__cause__:
-            error = error.__cause__  # it wraps what the hub said
-        response = getattr(error, "response", None)
-        status = response.status_code if response is not None else None
-        if isinstance(error, errors.GatedRepoError):
-            page = f"{constants.ENDPOINT}/{name}".replace("/datasets/", "/")
-            raise PermissionError(
-                f"{what} is gated, and you have no access yet: accept its terms on {page}, then "
-                "log in with `hf auth login` or set HF_TOKEN to a token of that account."
-            ) from None
-        if isinstance(error, errors.RepositoryNotFoundError):
-            raise FileNotFoundError(
-                f"{what} does not exist on the hub, or is private: check the spelling.{_like(name)}"
-            ) from None
-        if status in (401, 403):
-            raise PermissionError(
-                f"{what}: the hub refused the token ({status}): log in again with `hf auth login`, "
-                "or correct HF_TOKEN."
-            ) from None
-        if status is not None:
-            raise ConnectionError(
-                f"{what} cannot be fetched, because the hub answered with error {status}: try "
-                "again later, or use the offline profile (RERANK_PROFILE=offline)."
-            ) from None
-        if isinstance(error, OSError) and error.errno and not isinstance(error, ConnectionError):
-            raise  # a full disk, for example, says so itself
-        raise ConnectionError(unreachable) from error
-
-
-def _like(name: str) -> str:
-    """A hint at names of the zoo that look like this one, or nothing."""
-    from .zoo import MODELS
-
-    short = {model.name.split("/")[-1].lower(): model.name for model in MODELS}
-    near = get_close_matches(name.split("/")[-1].lower(), short, n=2, cutoff=0.75)
-    return f" Did you mean {' or '.join(short[key] for key in near)}?" if near else ""
-
-
-@contextmanager
-def _quiet_hub() -> Iterator[None]:
-    """No bars and no notes of the hub's library: `_bar` shows one, `_one_sentence` the rest."""
-    from huggingface_hub import utils
-    from huggingface_hub.utils import logging
-
-    verbosity, shown = logging.get_verbosity(), not utils.are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    if shown:
-        utils.disable_progress_bars()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(verbosity)
-        if shown:
-            utils.enable_progress_bars()
-
-
-@contextmanager
-def _bar(label: str) -> Iterator[type]:
-    """A tqdm class that shows the bytes of all files together, and nothing else."""
-    from tqdm import tqdm
-
-    made: list[tqdm] = []
-
-    class Bar(tqdm):
-        """One line; the library makes several bars, and renames them."""
-
-        def __init__(self, *args: Any, **settings: Any):
-            counts_bytes = settings.get("unit") == "B"
-            twin = str(settings.get("desc")).startswith("Downloading bytes")
-            for key in ("name", "bar_format", "disable"):
-                settings.pop(key, None)
-            settings["desc"] = label
-            super().__init__(*args, disable=not counts_bytes or twin, **settings)
-            made.append(self)
-
-        def set_description(self, *args: Any, **settings: Any) -> None:
-            """Keep the label."""
-
-        set_description_str = set_postfix_str = set_description
-
-    try:
-        yield Bar
-    finally:
-        for bar in made:  # a download that breaks off leaves its bar open
-            bar.close()
 
 
 def quiet_libraries() -> None:

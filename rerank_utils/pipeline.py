@@ -14,8 +14,10 @@ from pathlib import Path
 
 import numpy as np
 
+from .batching import best_device
 from .collection import Collection, write_qrels
 from .embedding import embed_documents, embed_queries, load_embedder
+from .engines import check_choice
 from .evaluation import Comparison, Evaluation, compare, evaluate
 from .hub import fingerprint
 from .indexing import DenseIndex, build_index, build_index_from
@@ -42,6 +44,7 @@ class Result:
         seconds: stage -> wall-clock seconds, loading of models included.
         cached: stages that found results of an earlier run on disk, and took less for it.
         notes: what the stages had to say, such as how many texts were cut.
+        backend, dtype: what reranked, and in which precision.
     """
 
     profile: Profile
@@ -53,6 +56,8 @@ class Result:
     seconds: dict[str, float] = field(default_factory=dict)
     cached: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    backend: str = "torch"
+    dtype: str = "auto"
 
     @cached_property
     def comparisons(self) -> list[Comparison]:
@@ -113,6 +118,8 @@ class Result:
             "depth": self.profile.depth,
             "embedder": self.profile.embedder,
             "reranker": self.profile.reranker,
+            "backend": self.backend,
+            "dtype": self.dtype,
             "before": self.before.means(),
             "after": self.after.means(),
             "comparisons": [vars(row) for row in self.comparisons],
@@ -121,15 +128,23 @@ class Result:
         }
 
 
-def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
+def run_pipeline(
+    profile: Profile, artifacts: Path = ARTIFACTS, backend: str = "torch", dtype: str = "auto"
+) -> Result:
     """Load, embed, index, retrieve, rerank and evaluate.
 
     Vectors and pair scores are kept in `artifacts/cache`, so that an interrupted run resumes and
     a second one is quick.
 
+    Args:
+        profile: what to run.
+        artifacts: where results are kept.
+        backend, dtype: what reranks, and in which precision; see `engines.open_engine`.
+
     Raises:
         ValueError: the depth is above the corpus size, and what the stages raise.
     """
+    check_choice(backend, dtype)
     seconds: dict[str, float] = {}
     cached: list[str] = []
     notes: list[str] = []
@@ -139,8 +154,9 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
         collection = profile.load().split(profile.split, profile.queries)
     first_stage = retrieve(profile, collection, artifacts, seconds, cached)
     with _timed(seconds, "rerank"), noted(notes):
-        reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
-        cache = score_cache(profile, artifacts)
+        device = None if backend == "torch" else "cpu"  # the engines run there only
+        reranker = load_reranker(locate(profile.reranker), profile.reranker_length, device)
+        cache = score_cache(profile, artifacts, backend, dtype)
         known = len(cache)
         reranked = rerank(
             first_stage,
@@ -150,13 +166,27 @@ def run_pipeline(profile: Profile, artifacts: Path = ARTIFACTS) -> Result:
             profile.depth,
             name="reranked",
             cache=cache,
+            backend=backend,
+            dtype=dtype,
         )
     if known:
         cached.append("rerank")
     with _timed(seconds, "evaluate"):
         before = evaluate(first_stage, collection.qrels)
         after = evaluate(reranked, collection.qrels)
-    return Result(profile, collection, first_stage, reranked, before, after, seconds, cached, notes)
+    return Result(
+        profile,
+        collection,
+        first_stage,
+        reranked,
+        before,
+        after,
+        seconds,
+        cached,
+        notes,
+        backend,
+        dtype,
+    )
 
 
 def retrieve(
@@ -251,9 +281,15 @@ def embed_stream(
         yield ids, np.load(path)
 
 
-def score_cache(profile: Profile, artifacts: Path = ARTIFACTS) -> ScoreCache:
-    """Where the pair scores of a profile's reranker are kept."""
-    key = _key([fingerprint(locate(profile.reranker)), str(profile.reranker_length)])
+def score_cache(
+    profile: Profile, artifacts: Path = ARTIFACTS, backend: str = "torch", dtype: str = "auto"
+) -> ScoreCache:
+    """Where the pair scores of a profile's reranker are kept: apart for each backend and dtype.
+
+    The device is in the name too, because "auto" is another precision on a GPU.
+    """
+    model = [fingerprint(locate(profile.reranker)), str(profile.reranker_length)]
+    key = _key([*model, backend, dtype, best_device()])
     return ScoreCache(artifacts / "cache" / f"scores-{key}.txt")
 
 

@@ -10,11 +10,10 @@ from pathlib import Path
 from . import bundled
 from .collection import Collection
 from .loaders import load_beir, load_cwe, load_msmarco
+from .zoo import INSTRUCTION
 
 PACKAGED_EMBEDDER = "packaged:all-MiniLM-L6-v2"
 PACKAGED_RERANKER = "packaged:cwe-reranker"
-BGE_INSTRUCTION = "Represent this sentence for searching relevant passages: "
-"""What the English BGE v1.5 models want before a query; the blank at its end belongs to it."""
 
 _PACKAGED = {
     PACKAGED_EMBEDDER: bundled.minilm_path,
@@ -71,7 +70,7 @@ MSMARCO = Profile(
     name="msmarco",
     load=load_msmarco,
     embedder="BAAI/bge-base-en-v1.5",
-    instruction=BGE_INSTRUCTION,
+    instruction=INSTRUCTION,
     reranker="BAAI/bge-reranker-large",
     split="dev",
 )

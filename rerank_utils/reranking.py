@@ -22,7 +22,7 @@ from .batching import (
 from .engines import open_engine
 from .hub import find_model
 from .llm import PromptEncoder, open_llm, require_yes
-from .opening import architecture, nearest_names, read_config
+from .opening import architecture, read_config
 from .pairs import PairEncoder
 from .run import Run, rescore
 from .score_cache import ScoreCache
@@ -65,25 +65,18 @@ def load_reranker(
         raise ValueError(zoo.cannot_load(known, known.name))
     if max_length is None:
         max_length = known.usual_length if known else 512
-    with nearest_names(name_or_path):
-        found = find_model(name_or_path)
-        kind = architecture(read_config(found, name_or_path))
-        return (_open_llm if kind == _LLM else _open_encoder)(
-            name_or_path, found, max_length, device
-        )
+    found = find_model(name_or_path)
+    kind = architecture(read_config(found, name_or_path))
+    return (_open_llm if kind == _LLM else _open_encoder)(name_or_path, found, max_length, device)
 
 
 def _open_encoder(
     name: str | Path, found: str, max_length: int, device: str | None
 ) -> FlagReranker:
-    local = Path(found).is_dir()
-    if local:
-        _require_head(Path(found))
+    _require_head(Path(found))
     from FlagEmbedding import FlagReranker
 
     reranker = FlagReranker(found, **_settings(max_length, device))
-    if not local:  # it is in the hub's cache now
-        _require_head(Path(find_model(name)))
     check_max_length(max_length, reranker.model.config)
     if reranker.model.config.num_labels != 1:
         raise ValueError(

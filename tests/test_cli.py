@@ -7,8 +7,9 @@ import pytest
 from rerank_utils.__main__ import build_parser, chosen_profile, main
 from rerank_utils.collection import read_qrels
 from rerank_utils.evaluation import evaluate
-from rerank_utils.profiles import BGE_INSTRUCTION, get_profile, locate
+from rerank_utils.profiles import get_profile, locate
 from rerank_utils.run import Run
+from rerank_utils.zoo import INSTRUCTION
 
 
 @pytest.fixture
@@ -71,9 +72,28 @@ def test_a_second_run_says_that_its_times_are_not_the_cost(
         assert capsys.readouterr().out.count("(from cache)") == 2 * times
 
 
+def test_backend_and_dtype_are_passed_on_named_and_kept_apart(
+    in_empty_folder, beir_folder, tiny_reranker_folder, monkeypatch
+):
+    monkeypatch.setenv("RERANK_CACHE", str(in_empty_folder / "engines"))
+    arguments = own_data(beir_folder, tiny_reranker_folder, "--depth", "4")
+    folder = in_empty_folder / "artifacts" / "beir-fruit"
+    found = {}
+    for choice in (("torch", "auto"), ("torch", "bfloat16"), ("onnx", "int8")):
+        assert main([*arguments, "--backend", choice[0], "--dtype", choice[1]]) == 0
+        numbers = json.loads((folder / "results.json").read_text())
+        assert (numbers["backend"], numbers["dtype"]) == choice
+        assert "rerank" not in numbers["from cache"]
+        found[choice] = Run.from_trec(folder / "reranked.trec").scores
+    plain, *others = found.values()
+    assert all((scores != plain).any() for scores in others)
+    assert len(list((in_empty_folder / "artifacts" / "cache").glob("scores-*.txt"))) == 3
+
+
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
+        (["--dtype", "int8"], "backend='torch' has no dtype 'int8'"),
         (["--profile", "nonsense"], "Unknown profile 'nonsense': choose offline"),
         (["--collection", "nowhere"], "no folder 'nowhere' (with a corpus.jsonl)"),
         (["--profile", "offline", "--collection", "x"], "not both"),
@@ -102,7 +122,7 @@ def test_a_wrong_argument_gets_one_sentence(
 
 
 def test_an_interrupt_says_how_to_go_on(in_empty_folder, monkeypatch, capsys):
-    def interrupted(profile):
+    def interrupted(profile, **settings):
         raise KeyboardInterrupt
 
     monkeypatch.setattr("rerank_utils.pipeline.run_pipeline", interrupted)
@@ -123,6 +143,8 @@ def test_help_names_every_way_in(capsys):
         "pooling",
         "reranker",
         "depth",
+        "backend",
+        "dtype",
         "output",
     ]
     assert all(f"--{flag}" in text for flag in flags)
@@ -140,7 +162,7 @@ def test_the_environment_variable_chooses_the_profile(monkeypatch):
 def test_the_msmarco_profile_is_the_guide():
     profile = get_profile("msmarco")
     assert profile.reranker == "BAAI/bge-reranker-large" and profile.pooling == "cls"
-    assert profile.instruction == BGE_INSTRUCTION and BGE_INSTRUCTION.endswith(": ")
+    assert profile.instruction == INSTRUCTION and INSTRUCTION.endswith(": ")
 
 
 def test_another_embedder_takes_no_instruction_from_the_profile():

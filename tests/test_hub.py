@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from hub_server import Hub, HubServer, SilentServer
 
-from rerank_utils import hub as hub_room
+from rerank_utils import download
 
 ROOT = Path(__file__).parent.parent
 EMBEDDER, RERANKER = "BAAI/bge-base-en-v1.5", "BAAI/bge-reranker-large"
@@ -204,12 +204,19 @@ def test_a_gated_model_says_how_to_get_in(hub, served, python):
 
 
 def test_a_model_with_pickles_only_is_refused_before_the_download(hub, served, python):
-    files = hub.repositories["models", EMBEDDER]
+    files = dict(hub.repositories["models", EMBEDDER])
     del files["model.safetensors"]
-    _, kind, sentence = find(python, served.url, EMBEDDER)
+    hub.repositories["models", "somebody/embedder"] = files
+    _, kind, sentence = find(python, served.url, "somebody/embedder")
     assert kind == "ValueError" and "pickle format only" in sentence
     assert not [path for path in hub.sent() if "/resolve/" in path or "/blobs/" in path]
-    done = python(served.url, "-c", FIND, EMBEDDER, RERANK_ALLOW_PICKLE="1")
+    done = python(served.url, "-c", FIND, "somebody/embedder", RERANK_ALLOW_PICKLE="1")
+    assert (Path(done.stdout.strip()) / "pytorch_model.bin").exists()
+
+
+def test_of_a_model_of_the_table_pickles_will_do_where_there_is_nothing_else(hub, served, python):
+    hub.repositories["models", EMBEDDER].pop("model.safetensors")
+    done = python(served.url, "-c", FIND, EMBEDDER)
     assert (Path(done.stdout.strip()) / "pytorch_model.bin").exists()
 
 
@@ -243,11 +250,11 @@ def test_the_command_names_the_offline_profile_where_there_is_no_hub(python):
 def test_one_address_after_the_other_does_not_add_up():
     started = time.perf_counter()
     with pytest.raises(TimeoutError):
-        hub_room._within(0.2, lambda: time.sleep(5))
+        download._within(0.2, lambda: time.sleep(5))
     assert time.perf_counter() - started < 2
     with pytest.raises(ZeroDivisionError):
-        hub_room._within(1, lambda: 1 / 0)
-    assert hub_room._within(1, lambda: "answer") == "answer"
+        download._within(1, lambda: 1 / 0)
+    assert download._within(1, lambda: "answer") == "answer"
 
 
 BEIR = """

@@ -20,7 +20,8 @@ ROOMS = {
     "collection": set(),
     "run": set(),
     "batching": set(),
-    "hub": {"zoo"},
+    "download": {"zoo"},
+    "hub": {"download", "zoo"},
     "pairs": {"batching"},
     "encoder": set(),
     "llm": {"batching", "pairs"},
@@ -50,7 +51,7 @@ ROOMS = {
     "mining": NOUNS,
     "trainer": set(),
     "finetuning": TOOLS | {"bundled", "mining", "reranking", "trainer"},
-    "profiles": {"bundled", "collection", "loaders"},
+    "profiles": {"bundled", "collection", "loaders", "zoo"},
 }
 
 

@@ -10,8 +10,11 @@ from rerank_utils.bundled import minilm_path
 from rerank_utils.cwe import load_cwe
 from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
 from rerank_utils.encoder import FirstTokenScorer
+from rerank_utils.engines import DTYPES
 from rerank_utils.fusion import interpolate
 from rerank_utils.indexing import DenseIndex, build_index
+from rerank_utils.pipeline import score_cache
+from rerank_utils.profiles import Profile
 from rerank_utils.reranking import ScoreCache, load_reranker, rerank, score_pairs
 from rerank_utils.run import Run
 from rerank_utils.tiny import build_tiny
@@ -264,6 +267,14 @@ def test_equal_pairs_are_scored_once_and_an_interrupted_run_goes_on(
     assert sum(seen) == 120
     monkeypatch.undo()
     np.testing.assert_allclose(scores, score_pairs(reranker, pairs), atol=1e-5)
+
+
+def test_each_backend_and_dtype_has_its_own_scores(tmp_path, tiny_reranker_folder):
+    profile = Profile("tiny", load_cwe, "unused", str(tiny_reranker_folder))
+    choices = [(backend, dtype) for backend, dtypes in DTYPES.items() for dtype in dtypes]
+    paths = [score_cache(profile, tmp_path, *choice).path for choice in choices]
+    assert len(set(paths)) == len(choices)
+    assert score_cache(profile, tmp_path).path == paths[choices.index(("torch", "auto"))]
 
 
 @pytest.mark.parametrize("depth", [0, 4])
