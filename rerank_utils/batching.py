@@ -77,6 +77,7 @@ def run_batches(
     desc: str,
     keep: Keep | None = None,
     owner: Any = None,
+    lanes: int | None = None,
 ) -> np.ndarray:
     """Sort, pad, run and put back in order.
 
@@ -94,6 +95,8 @@ def run_batches(
         keep: called after each batch with its positions and outputs, so that an interrupted
             run loses what is under way and no more.
         owner: the model, for which a halved budget is remembered.
+        lanes: batches at once on a CPU, by default one a thread; 1 for a `forward` that uses all
+            threads by itself.
 
     Returns:
         (total, ...) float32 in the caller's order.
@@ -126,8 +129,8 @@ def run_batches(
         waiting.extendleft((part, rows[cut]) for cut in reversed(later))
         return part, rows[now]
 
-    lanes = _cpu_lanes(forward, len(cuts)) if on_cpu else _gpu_lanes(forward)
-    with lanes as (lane_count, submit), tqdm(total=total, desc=desc, unit="") as bar:
+    opened = _cpu_lanes(forward, len(cuts), lanes) if on_cpu else _gpu_lanes(forward)
+    with opened as (lane_count, submit), tqdm(total=total, desc=desc, unit="") as bar:
         while True:
             while len(under_way) < lane_count and (batch := pull()):
                 part, rows = batch
@@ -154,12 +157,12 @@ def run_batches(
 
 
 @contextmanager
-def _cpu_lanes(forward: Forward, batches: int) -> Iterator[tuple[int, Submit]]:
+def _cpu_lanes(forward: Forward, batches: int, lanes: int | None) -> Iterator[tuple[int, Submit]]:
     """As many batches at once as there are threads; fewer batches share the threads."""
     import torch
 
     threads = torch.get_num_threads()
-    lanes = max(1, min(threads, batches))
+    lanes = max(1, min(lanes or threads, batches))
 
     def run(collate: Callable[[np.ndarray], Arrays], rows: np.ndarray) -> np.ndarray:
         with torch.inference_mode():

@@ -216,7 +216,11 @@ def _score_batches(
         encode = PairEncoder(reranker)
     texts = reranker.get_detailed_inputs(pairs)  # with the instructions, if it has any
     parts = _parts(encode, texts, device)
-    scores = run_batches(parts, len(pairs), forward, device, "rerank pairs", keep, reranker.model)
+    # the other engines spread one batch over the threads themselves
+    lanes = None if backend == "torch" else 1
+    scores = run_batches(
+        parts, len(pairs), forward, device, "rerank pairs", keep, reranker.model, lanes
+    )
     encode.warn_of_cuts()
     return scores
 
