@@ -222,7 +222,7 @@ def markdown_table(kind: str) -> str:
             f"| {model.licence} | {model.choose} |"
         )
     if any(not model.runs for model in models(kind)):
-        lines += ["", "¹ does not load with transformers 5; it needs an environment with 4.x."]
+        lines += ["", f"¹ does not load with transformers 5; seen to run with {OLD_TRANSFORMERS}."]
     return "\n".join(lines)
 
 
