@@ -10,6 +10,7 @@ from pathlib import Path
 from .engines import DTYPES
 from .hub import quiet_libraries
 from .profiles import PACKAGED_RERANKER, Profile, get_profile
+from .zoo import row
 
 DESCRIPTION = """\
 Two-stage retrieval from end to end: embed a corpus, search it with FAISS, rerank the first hits
@@ -24,8 +25,7 @@ examples:
   python -m rerank_utils --profile msmarco
   python -m rerank_utils --profile beir:scifact
   python -m rerank_utils --collection my_data --depth 20 \\
-      --embedder BAAI/bge-base-en-v1.5 --pooling cls --reranker BAAI/bge-reranker-base \\
-      --instruction "Represent this sentence for searching relevant passages: "
+      --embedder BAAI/bge-base-en-v1.5 --reranker BAAI/bge-reranker-base
 
 The offline profile takes the first 200 dev queries and reranks 50 candidates of each. Your own
 data: all queries of the split "test".
@@ -55,8 +55,12 @@ def build_parser() -> argparse.ArgumentParser:
     what.add_argument("--queries", type=int, metavar="N", help="how many of them; 0 for all")
     how = parser.add_argument_group("how to search")
     how.add_argument("--embedder", metavar="MODEL", help="model folder or name on the hub")
-    how.add_argument("--pooling", choices=("cls", "mean"), help="cls for BGE, mean for MiniLM")
-    how.add_argument("--instruction", help="text put before each query, with its blank at the end")
+    how.add_argument(
+        "--pooling",
+        choices=("cls", "mean"),
+        help="of an embedder that is not in the table of BGE models",
+    )
+    how.add_argument("--instruction", help="text put before each query (BGE models bring theirs)")
     how.add_argument("--reranker", metavar="MODEL", help="model folder or name on the hub")
     how.add_argument(
         "--max-length",
@@ -87,8 +91,8 @@ def build_parser() -> argparse.ArgumentParser:
 def chosen_profile(options: argparse.Namespace) -> Profile:
     """The profile, changed by what the command line says.
 
-    Another embedder brings its own pooling, and no instruction unless one is given; models named
-    here cut at --max-length.
+    Another embedder brings its own pooling and instruction, from the table `zoo.MODELS` or as
+    given; models named here cut at --max-length.
 
     Raises:
         ValueError: both a profile and a collection, an unknown profile, or another embedder
@@ -100,12 +104,14 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
     names = ("split", "embedder", "pooling", "instruction", "reranker", "depth")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.embedder:
-        if not options.pooling:
+        known = row(options.embedder)
+        if not (options.pooling or known):
             raise ValueError(
                 "Give --pooling with --embedder, because the wrong one ranks badly without a "
                 "sign of it: cls for BGE models, mean for MiniLM and its like."
             )
-        changes.setdefault("instruction", None)
+        changes.setdefault("pooling", known and known.pooling)
+        changes.setdefault("instruction", known and known.instruction)
         changes["embedder_length"] = options.max_length
     if options.reranker:
         changes["reranker_length"] = options.max_length

@@ -101,7 +101,7 @@ def test_backend_and_dtype_are_passed_on_named_and_kept_apart(
         (["--depth", "5000"], "The depth is 5000, but 'cwe' holds 938 documents"),
         (["--split", "train2"], "no split 'train2'"),
         (["--embedder", "no/such/folder", "--pooling", "cls"], "no model folder 'no/such/folder'"),
-        (["--embedder", "BAAI/bge-small-en-v1.5"], "Give --pooling with --embedder"),
+        (["--embedder", "somebody/embedder"], "Give --pooling with --embedder"),
         (["--reranker", "packaged:x"], "Unknown model 'packaged:x'"),
         (["--profile", "msmarco"], "offline profile"),
         (["--profile", "beir:scifat"], "did you mean scifact"),
@@ -171,6 +171,14 @@ def test_another_embedder_takes_no_instruction_from_the_profile():
     )
     profile = chosen_profile(options)
     assert (profile.embedder, profile.pooling, profile.instruction) == ("x", "mean", None)
+
+
+def test_an_embedder_of_the_table_brings_its_pooling_and_instruction():
+    options = build_parser().parse_args(["--embedder", "BAAI/bge-small-en-v1.5"])
+    profile = chosen_profile(options)
+    assert (profile.pooling, profile.instruction) == ("cls", INSTRUCTION)
+    options = build_parser().parse_args(["--embedder", "BAAI/bge-m3"])
+    assert chosen_profile(options).instruction is None
 
 
 def test_named_models_cut_at_max_length_and_packaged_ones_where_they_were_made_to():
