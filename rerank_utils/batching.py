@@ -74,7 +74,7 @@ def run_batches(
     total: int,
     forward: Forward,
     device: str,
-    desc: str,
+    desc: str | None,
     keep: Keep | None = None,
     owner: Any = None,
     lanes: int | None = None,
@@ -91,7 +91,7 @@ def run_batches(
         total: texts in all parts together, at least one.
         forward: from a padded batch to (rows, ...) outputs; on a CPU called from several threads.
         device: "cpu", "cuda:0" ...
-        desc: label of the progress bar, which counts texts.
+        desc: label of the progress bar, which counts texts; None for no bar.
         keep: called after each batch with its positions and outputs, so that an interrupted
             run loses what is under way and no more.
         owner: the model, for which a halved budget is remembered.
@@ -130,7 +130,10 @@ def run_batches(
         return part, rows[now]
 
     opened = _cpu_lanes(forward, len(cuts), lanes) if on_cpu else _gpu_lanes(forward)
-    with opened as (lane_count, submit), tqdm(total=total, desc=desc, unit="") as bar:
+    with (
+        opened as (lane_count, submit),
+        tqdm(total=total, desc=desc, unit="", disable=desc is None) as bar,
+    ):
         while True:
             while len(under_way) < lane_count and (batch := pull()):
                 part, rows = batch

@@ -122,7 +122,10 @@ def _warn_of_other_pooling(folder: Path, pooling: str) -> None:
 
 
 def embed_documents(
-    embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str], store: str | Path | None = None
+    embedder: FlagModel | BGEM3FlagModel,
+    texts: Sequence[str],
+    store: str | Path | None = None,
+    show_progress: bool = True,
 ) -> np.ndarray:
     """Vectors of documents: (len(texts), d) float32, of length 1.
 
@@ -135,13 +138,14 @@ def embed_documents(
         store: a .npy file that keeps the vectors as they are made; what an earlier, perhaps
             interrupted call left there is not computed again. Use one file for each model and
             list of texts.
+        show_progress: whether to draw the bar.
 
     Raises:
         TypeError: a text is not a string.
         ValueError: the model returned a number that is not finite, or `store` holds an array
             of another shape.
     """
-    limit, desc = embedder.passage_max_length, "embed documents"
+    limit, desc = embedder.passage_max_length, "embed documents" if show_progress else None
     if store is None:
         return _embed(embedder, texts, limit, desc)
     table = _open_store(Path(store), len(texts), embedder.model.config.hidden_size)
@@ -191,7 +195,7 @@ def _embed(
     embedder: FlagModel | BGEM3FlagModel,
     texts: Sequence[str],
     max_length: int,
-    desc: str,
+    desc: str | None,
     keep: Keep | None = None,
 ) -> np.ndarray:
     check_texts(texts, "texts")

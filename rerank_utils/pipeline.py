@@ -251,7 +251,7 @@ def index_corpus(
     key = _key([fingerprint(model), profile.pooling, str(profile.embedder_length)])
     parts = embed_stream(
         batches,
-        lambda texts: embed_documents(embedder, texts),
+        lambda texts: embed_documents(embedder, texts, show_progress=False),
         artifacts / "cache" / f"parts-{key}",
     )
     return build_index_from(parts, factory)
@@ -264,21 +264,27 @@ def embed_stream(
 ) -> Iterator[tuple[list[str], np.ndarray]]:
     """(ids, vectors) batch by batch; what an earlier run left in the store is not computed again.
 
+    One bar counts the documents; how many there will be is not known.
+
     Args:
         batches: (ids, texts).
         embed: texts -> (n, d) float32.
         store: a folder for one `.npy` file a batch, named by its texts. Use one folder for each
             model.
     """
+    from tqdm import tqdm
+
     store.mkdir(parents=True, exist_ok=True)
-    for ids, texts in batches:
-        path = store / f"{_key(texts)}.npy"
-        if not path.exists():
-            fresh = path.with_suffix(".tmp")
-            with fresh.open("wb") as stream:
-                np.save(stream, embed(texts))
-            fresh.replace(path)  # in one step: a file of this name is whole
-        yield ids, np.load(path)
+    with tqdm(desc="embed corpus", unit=" documents") as bar:
+        for ids, texts in batches:
+            path = store / f"{_key(texts)}.npy"
+            if not path.exists():
+                fresh = path.with_suffix(".tmp")
+                with fresh.open("wb") as stream:
+                    np.save(stream, embed(texts))
+                fresh.replace(path)  # in one step: a file of this name is whole
+            bar.update(len(ids))
+            yield ids, np.load(path)
 
 
 def score_cache(
