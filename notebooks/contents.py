@@ -1,12 +1,19 @@
-"""The table of the notebooks, made from their title blocks: `python notebooks/contents.py`."""
+"""The tables of notebooks and models in the READMEs: `python notebooks/contents.py`.
+
+The notebooks' is made from their title blocks, the models' from `rerank_utils.zoo`.
+"""
 
 import re
 from pathlib import Path
 
 import nbformat
 
+from rerank_utils.report import write_between_markers
+from rerank_utils.zoo import markdown_table
+
 FOLDER = Path(__file__).parent
 MARKERS = ("<!-- notebooks: written by make notebooks -->", "<!-- end of notebooks -->")
+MODEL_MARKERS = ("<!-- models: written by make notebooks -->", "<!-- end of models -->")
 PAGES = {FOLDER / "README.md": "", FOLDER.parent / "README.md": "notebooks/"}
 
 
@@ -28,17 +35,16 @@ def table(prefix: str = "") -> str:
     return "\n".join(lines + [row(path, prefix) for path in sorted(FOLDER.glob("[0-9]*.ipynb"))])
 
 
-def filled(page: Path, prefix: str) -> str:
-    """The page with today's table between its two markers."""
-    head, rest = page.read_text(encoding="utf-8").split(MARKERS[0])
-    tail = rest.split(MARKERS[1])[1]
-    return f"{head}{MARKERS[0]}\n{table(prefix)}\n{MARKERS[1]}{tail}"
+def models() -> str:
+    """The tables of embedders and rerankers, one below the other."""
+    return "\n\n".join(markdown_table(kind) for kind in ("embedder", "reranker"))
 
 
 def write() -> None:
-    """Write the table into notebooks/README.md and the project's README."""
+    """Write the tables into notebooks/README.md and the project's README."""
     for page, prefix in PAGES.items():
-        page.write_text(filled(page, prefix), encoding="utf-8")
+        write_between_markers(page, table(prefix), MARKERS)
+    write_between_markers(FOLDER.parent / "README.md", models(), MODEL_MARKERS)
 
 
 if __name__ == "__main__":

@@ -120,8 +120,12 @@ def test_the_tables_of_the_notebooks_are_up_to_date(monkeypatch):
     monkeypatch.syspath_prepend(ROOT / "notebooks")
     import contents
 
+    first, last = contents.MARKERS
     for page, prefix in contents.PAGES.items():
-        assert page.read_text(encoding="utf-8") == contents.filled(page, prefix)
+        text = page.read_text(encoding="utf-8")
+        assert f"{first}\n{contents.table(prefix)}\n{last}" in text
+    first, last = contents.MODEL_MARKERS
+    assert f"{first}\n{contents.models()}\n{last}" in text
 
 
 RANGES = [
