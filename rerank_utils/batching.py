@@ -6,7 +6,7 @@ import warnings
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from typing import TYPE_CHECKING, Any, NoReturn, TypeVar
@@ -93,7 +93,7 @@ def run_batches(
         device: "cpu", "cuda:0" ...
         desc: label of the progress bar, which counts texts; None for no bar.
         keep: called after each batch with its positions and outputs, so that an interrupted
-            run loses what is under way and no more.
+            run loses at most the batch in which it was interrupted.
         owner: the model, for which a halved budget is remembered.
         lanes: batches at once on a CPU, by default one a thread; 1 for a `forward` that uses all
             threads by itself.
@@ -129,30 +129,39 @@ def run_batches(
         waiting.extendleft((part, rows[cut]) for cut in reversed(later))
         return part, rows[now]
 
+    def done(positions: np.ndarray, outputs: np.ndarray) -> None:
+        finished.append((positions, outputs))
+        if keep is not None:
+            keep(positions, outputs)
+
     opened = _cpu_lanes(forward, len(cuts), lanes) if on_cpu else _gpu_lanes(forward)
     with (
         opened as (lane_count, submit),
         tqdm(total=total, desc=desc, unit="", disable=desc is None) as bar,
     ):
-        while True:
-            while len(under_way) < lane_count and (batch := pull()):
-                part, rows = batch
-                under_way.append((part, rows, submit(part.collate, rows)))
-            if not under_way:
-                break
-            part, rows, fetch = under_way.popleft()
-            try:
-                outputs = fetch()
-            except (RuntimeError, MemoryError) as error:
-                if not _out_of_memory(error):
-                    raise
-                budget = _halve(len(rows), int(part.lengths[rows].max()), owner)
-                waiting.appendleft((part, rows))
-                continue
-            finished.append((part.positions[rows], outputs))
-            if keep is not None:
-                keep(*finished[-1])
-            bar.update(len(rows))
+        try:
+            while True:
+                while len(under_way) < lane_count and (batch := pull()):
+                    part, rows = batch
+                    under_way.append((part, rows, submit(part.collate, rows)))
+                if not under_way:
+                    break
+                part, rows, fetch = under_way.popleft()
+                try:
+                    outputs = fetch()
+                except (RuntimeError, MemoryError) as error:
+                    if not _out_of_memory(error):
+                        raise
+                    budget = _halve(len(rows), int(part.lengths[rows].max()), owner)
+                    waiting.appendleft((part, rows))
+                    continue
+                done(part.positions[rows], outputs)
+                bar.update(len(rows))
+        except BaseException:  # an interrupt, above all: what the other lanes finish is kept
+            for part, rows, fetch in under_way:
+                with suppress(Exception):
+                    done(part.positions[rows], fetch())
+            raise
     result = np.empty((total, *finished[0][1].shape[1:]), dtype=np.float32)
     for positions, outputs in finished:
         result[positions] = outputs

@@ -235,7 +235,8 @@ def test_an_interrupt_keeps_what_is_finished():
     part = Encoded(np.arange(8), np.full(8, 1_000), lambda rows: {"rows": rows})
     with pytest.raises(KeyboardInterrupt):
         run_batches([part], 8, forward, "cpu", "rows", lambda rows, values: kept.extend(rows))
-    assert kept == [0, 1, 2]
+    assert kept[:3] == [0, 1, 2] and 3 not in kept
+    assert len(kept) <= 3 + torch.get_num_threads() - 1  # what the other lanes had begun
 
 
 def test_ahead_keeps_the_order_and_passes_errors_on():
