@@ -137,8 +137,12 @@ def merge(adapter: Path, folder: Path) -> None:
     tokenizer.save_pretrained(folder)
 
 
-def untrained_reranker() -> PreTrainedModel:
-    """MiniLM with a fresh one-logit head: what training starts from, of no use as it is."""
+def untrained_reranker(encoder: str | Path | None = None) -> PreTrainedModel:
+    """An encoder with a fresh one-logit head: what training starts from, of no use as it is.
+
+    Args:
+        encoder: a model folder, by default the packaged MiniLM.
+    """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
 
@@ -146,7 +150,7 @@ def untrained_reranker() -> PreTrainedModel:
     logging.set_verbosity_error()  # that the head is new is the point, not a warning
     try:
         return AutoModelForSequenceClassification.from_pretrained(
-            minilm_path(), num_labels=1, dtype="float32"
+            encoder or minilm_path(), num_labels=1, dtype="float32"
         )
     finally:
         logging.set_verbosity(verbosity)

@@ -22,7 +22,7 @@ from .batching import (
     run_batches,
 )
 from .hub import find_model
-from .opening import architecture, read_config
+from .opening import read_architecture
 
 if TYPE_CHECKING:
     import torch
@@ -74,7 +74,7 @@ def load_embedder(
     max_length = 512 if max_length is None else max_length
     device = device or best_device()
     found = find_model(name_or_path)
-    kind = architecture(read_config(found, name_or_path))
+    kind = read_architecture(found, name_or_path)
     if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
         raise ValueError(_no_embedder(f"{name_or_path} ({kind})"))
     _warn_of_other_pooling(Path(found), pooling)

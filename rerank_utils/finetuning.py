@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from .batching import best_device, check_max_length
-from .bundled import file_sha256
+from .bundled import file_sha256, untrained_reranker
 from .hub import find_model, quiet_libraries
 from .mining import Group, read_jsonl
 from .reranking import score_pairs
@@ -365,14 +365,14 @@ def fresh_reranker(encoder: str | Path, output: str | Path, max_length: int = 51
         `output`, for FlagReranker.
     """
     import torch
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+    from transformers import AutoTokenizer
 
     found = find_model(encoder)
     with _quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        model = AutoModelForSequenceClassification.from_pretrained(found, num_labels=1)
+        model = untrained_reranker(found)
         check_max_length(max_length, model.config)
-        model.float().save_pretrained(output)
+        model.save_pretrained(output)
         tokenizer = AutoTokenizer.from_pretrained(found, model_max_length=max_length)
         tokenizer.save_pretrained(output)
     return Path(output)

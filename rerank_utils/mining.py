@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from .collection import Qrels
-from .run import Run
+from .run import Run, text_of
 
 POSITIVE = "known positive"
 SAME_TEXT = "same text as a positive"
@@ -64,10 +64,8 @@ class Mined:
         groups: what a reranker is trained on.
         negatives: query id -> its negatives by rank, in the order of `groups`.
         count: how many negatives a query should have.
-        candidates: documents that stood in the ranks that were looked at.
         skipped: reason -> how many candidates were left out for it.
         not_drawn: candidates that would have done, but chance took others.
-        short: queries with fewer than `count` negatives. Nothing is put in for the missing.
         without_negative: ids of queries left out because no candidate would do.
         without_positive: ids of queries left out because each of their positives is held out
             or, where a margin is set, has no score to compare with.
@@ -76,10 +74,8 @@ class Mined:
     groups: list[Group]
     negatives: dict[str, list[Negative]]
     count: int
-    candidates: int
     skipped: dict[str, int]
     not_drawn: int
-    short: int
     without_negative: list[str]
     without_positive: list[str]
 
@@ -87,6 +83,16 @@ class Mined:
     def taken(self) -> int:
         """How many negatives the groups hold."""
         return sum(len(found) for found in self.negatives.values())
+
+    @property
+    def candidates(self) -> int:
+        """Documents that stood in the ranks that were looked at."""
+        return self.taken + self.not_drawn + sum(self.skipped.values())
+
+    @property
+    def short(self) -> int:
+        """Queries with fewer than `count` negatives. Nothing is put in for the missing."""
+        return sum(len(found) < self.count for found in self.negatives.values())
 
     @property
     def mean_rank(self) -> float:
@@ -194,7 +200,7 @@ def mine_negatives(
         negatives[query] = sorted(drawn, key=lambda negative: negative.rank)
         groups.append(
             Group(
-                _text(queries, query, "query"),
+                text_of(queries, query, "query"),
                 [documents[document] for document in positives],
                 [documents[negative.document] for negative in negatives[query]],
             )
@@ -205,15 +211,12 @@ def mine_negatives(
             f"{len(without_positive)} queries without a positive): widen the ranks or loosen "
             "the margin."
         )
-    taken = sum(len(row) for row in negatives.values())
     return Mined(
         groups=groups,
         negatives=negatives,
         count=count,
-        candidates=taken + not_drawn + skipped.total(),
         skipped=dict(skipped),
         not_drawn=not_drawn,
-        short=sum(len(row) < count for row in negatives.values()),
         without_negative=without_negative,
         without_positive=without_positive,
     )
@@ -250,14 +253,14 @@ class _Filter:
         if self.limits is not None and query not in self.limits:
             return []
         positives = [d for d in self.positives[query] if d not in self.exclude]
-        self.texts = {_text(self.documents, d, "document") for d in self.positives[query]}
+        self.texts = {text_of(self.documents, d, "document") for d in self.positives[query]}
         return positives
 
     def reason(self, query: str, candidate: Negative) -> str | None:
         document = candidate.document
         if document in self.positives[query]:
             return POSITIVE
-        if _text(self.documents, document, "document") in self.texts:
+        if text_of(self.documents, document, "document") in self.texts:
             return SAME_TEXT
         if document in self.related.get(query, ()):
             return RELATED
@@ -299,12 +302,6 @@ def _positives(qrels: Qrels, query: str, name: str) -> list[str]:
             "over the queries of the training split."
         )
     return positives
-
-
-def _text(texts: Mapping[str, str], key: str, kind: str) -> str:
-    if key not in texts:
-        raise KeyError(f"The run names {kind} {key!r}, which has no text: pass its collection.")
-    return texts[key]
 
 
 def _check_arguments(

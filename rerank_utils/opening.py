@@ -9,31 +9,26 @@ from typing import Any
 from . import zoo
 
 
-def read_config(where: str, name: str | Path) -> dict[str, Any]:
-    """The config.json of a model folder, after the refusal of what must not be run.
+def read_architecture(folder: str | Path, name: str | Path) -> str:
+    """The first architecture that a model's config.json names, or an empty text.
 
     Args:
-        where: what `hub.find_model` gave.
+        folder: what `hub.find_model` gave.
         name: what the user gave, for the sentences.
 
     Raises:
         ValueError: config.json is no JSON object, or the model wants code of its own to be run,
             or today's transformers cannot load it.
     """
-    path = Path(where) / "config.json"
+    path = Path(folder) / "config.json"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
-        config.get("architectures")
+        kind = (config.get("architectures") or [""])[0]
     except (ValueError, AttributeError) as error:
         raise ValueError(f"{path} is not a model's configuration.") from error
-    _require_loadable(architecture(config), name)
+    _require_loadable(kind, name)
     _require_known(config, name)
-    return config
-
-
-def architecture(config: dict[str, Any]) -> str:
-    """The first architecture that a config.json names, or an empty text."""
-    return (config.get("architectures") or [""])[0]
+    return kind
 
 
 def _require_loadable(kind: str, name: str | Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,6 +11,7 @@ import numpy as np
 from . import zoo
 from .batching import (
     Encoded,
+    Forward,
     Keep,
     ahead,
     best_device,
@@ -22,9 +22,9 @@ from .batching import (
 from .engines import open_engine
 from .hub import find_model
 from .llm import PromptEncoder, open_llm, require_yes
-from .opening import architecture, read_config
+from .opening import read_architecture
 from .pairs import PairEncoder
-from .run import Run, rescore
+from .run import Run, rescore, text_of
 from .score_cache import ScoreCache
 
 if TYPE_CHECKING:
@@ -66,14 +66,16 @@ def load_reranker(
     if max_length is None:
         max_length = known.usual_length if known else 512
     found = find_model(name_or_path)
-    kind = architecture(read_config(found, name_or_path))
-    return (_open_llm if kind == _LLM else _open_encoder)(name_or_path, found, max_length, device)
+    kind = read_architecture(found, name_or_path)
+    if kind == _LLM:
+        return _open_llm(name_or_path, found, max_length, device)
+    _require_head(Path(found), kind)
+    return _open_encoder(name_or_path, found, max_length, device)
 
 
 def _open_encoder(
     name: str | Path, found: str, max_length: int, device: str | None
 ) -> FlagReranker:
-    _require_head(Path(found))
     from FlagEmbedding import FlagReranker
 
     reranker = FlagReranker(found, **_settings(max_length, device))
@@ -106,13 +108,11 @@ def _settings(max_length: int, device: str | None) -> dict[str, Any]:
     }
 
 
-def _require_head(folder: Path) -> None:
+def _require_head(folder: Path, kind: str) -> None:
     """Refuse a model without a trained classification head: its scores would be random."""
     from safetensors import safe_open
 
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    kinds = config.get("architectures") or []
-    trained = any(kind.endswith("ForSequenceClassification") for kind in kinds)
+    trained = kind.endswith("ForSequenceClassification")
     names: set[str] = set()
     for weights in folder.glob("*.safetensors"):  # several where the model is sharded
         with safe_open(weights, framework="np") as tensors:
@@ -121,7 +121,7 @@ def _require_head(folder: Path) -> None:
         trained = trained and any(name.startswith(("classifier", "score")) for name in names)
     if not trained:
         raise ValueError(
-            f"{folder} has no trained scoring head ({', '.join(kinds) or 'no architecture named'})"
+            f"{folder} has no trained scoring head ({kind or 'no architecture named'})"
             ": it is not a reranker; give a cross-encoder such as BAAI/bge-reranker-base."
         )
 
@@ -187,37 +187,40 @@ def _score(
         add(batch, scores)
 
     if isinstance(reranker, FlagReranker):
-        return _score_batches(reranker, pairs, keep, backend, dtype)
+        forward = open_engine(reranker.model, _ready(reranker), backend, dtype)
+        # the other engines spread one batch over the threads themselves
+        lanes = None if backend == "torch" else 1
+        return _score_batches(reranker, PairEncoder(reranker), forward, lanes, pairs, keep)
     if (backend, dtype) != ("torch", "auto"):
         raise ValueError(
             f"backend and dtype are for a FlagReranker; {type(reranker).__name__} runs as it was "
             "loaded: leave them out."
         )
     if isinstance(reranker, FlagLLMReranker):
-        return _score_batches(reranker, pairs, keep)
+        forward = open_llm(reranker, _ready(reranker))
+        return _score_batches(reranker, PromptEncoder(reranker), forward, 1, pairs, keep)
     return _score_other(reranker, pairs, keep)
+
+
+def _ready(reranker: FlagReranker | FlagLLMReranker) -> str:
+    """The device of a reranker, its weights in the precision that it was asked for."""
+    device = reranker.target_devices[0]
+    if reranker.use_fp16 and device.startswith("cuda"):
+        reranker.model.half()
+    return device
 
 
 def _score_batches(
     reranker: FlagReranker | FlagLLMReranker,
+    encode: PairEncoder,
+    forward: Forward,
+    lanes: int | None,
     pairs: Sequence[tuple[str, str]],
     keep: Keep,
-    backend: str | None = None,
-    dtype: str = "auto",
 ) -> np.ndarray:
-    """Through the model of an encoder, or with no backend of an LLM."""
     device = reranker.target_devices[0]
-    if reranker.use_fp16 and device.startswith("cuda"):
-        reranker.model.half()
-    if backend is None:
-        forward, encode = open_llm(reranker, device), PromptEncoder(reranker)
-    else:
-        forward = open_engine(reranker.model, device, backend, dtype)
-        encode = PairEncoder(reranker)
     texts = reranker.get_detailed_inputs(pairs)  # with the instructions, if it has any
     parts = _parts(encode, texts, device)
-    # the other engines spread one batch over the threads themselves
-    lanes = None if backend == "torch" else 1
     scores = run_batches(
         parts, len(pairs), forward, device, "rerank pairs", keep, reranker.model, lanes
     )
@@ -292,7 +295,10 @@ def rerank(
         )
     candidates = {query: list(ids[:depth]) for query, ids, _ in run}
     texts = {
-        (query, document): (_text(queries, query, "query"), _text(documents, document, "document"))
+        (query, document): (
+            text_of(queries, query, "query"),
+            text_of(documents, document, "document"),
+        )
         for query, ids in candidates.items()
         for document in ids
     }
@@ -304,9 +310,3 @@ def rerank(
         for query, ids in candidates.items()
     }
     return rescore(run, new, name or f"{run.name} + rerank")
-
-
-def _text(texts: Mapping[str, str], key: str, kind: str) -> str:
-    if key not in texts:
-        raise KeyError(f"The run names {kind} {key!r}, which has no text: pass its collection.")
-    return texts[key]

@@ -193,3 +193,19 @@ def _ranking(doc_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
         return order
     by_id = np.argsort(doc_ids.astype(str), kind="stable")[::-1]
     return by_id[np.argsort(-scores[by_id], kind="stable")]
+
+
+def text_of(texts: Mapping[str, str], key: str, kind: str) -> str:
+    """The text of a query or document that a run names.
+
+    Args:
+        texts: id -> text.
+        key: the id.
+        kind: "query" or "document", for the sentence.
+
+    Raises:
+        KeyError: there is none.
+    """
+    if key not in texts:
+        raise KeyError(f"The run names {kind} {key!r}, which has no text: pass its collection.")
+    return texts[key]

@@ -21,10 +21,10 @@ from .cwe import (
     clean_report,
     collect_reports,
     held_out,
-    linked_reports,
     near_duplicates,
     read_catalogue,
     read_splits,
+    related_weaknesses,
 )
 
 MAX_SHARED = 4
@@ -60,13 +60,10 @@ def training_queries() -> list[TrainingQuery]:
     weaknesses = read_catalogue()
     reports = collect_reports(weaknesses)
     by_id = {report.id: report for report in reports}
-    related: dict[str, set[str]] = defaultdict(set)
-    for first, second in linked_reports(reports):
-        related[first] |= by_id[second].weaknesses
-        related[second] |= by_id[first].weaknesses
+    related = related_weaknesses(taxonomy=False)
     splits = read_splits()
     queries = [
-        TrainingQuery(by_id[q].text, by_id[q].weaknesses, "report", frozenset(related[q]))
+        TrainingQuery(by_id[q].text, by_id[q].weaknesses, "report", related[q])
         for q in splits["train"]
     ]
     asked = [by_id[query].text for side in ("dev", "test") for query in splits[side]]

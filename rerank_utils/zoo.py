@@ -232,9 +232,8 @@ def find(name: str) -> Model:
     Raises:
         ValueError: the table has no such model; names the nearest.
     """
-    for model in MODELS:
-        if model.name == name:
-            return model
+    if known := row(name):
+        return known
     near = nearest(name)
     hint = f"did you mean {' or '.join(near)}?" if near else "zoo.MODELS lists what there is."
     raise ValueError(f"The table has no model {name!r}: {hint}")

@@ -20,6 +20,7 @@ from rerank_utils.finetuning import (
 )
 from rerank_utils.mining import Group, write_jsonl
 from rerank_utils.reranking import load_reranker, score_pairs
+from rerank_utils.tiny import build_tiny
 
 SMALL = {
     "rate": 3e-3,
@@ -283,23 +284,8 @@ def test_the_distillation_loss_is_what_is_documented(tiny_reranker_folder, group
     assert read_log(tmp_path / "out")[0]["loss"] == pytest.approx(expected, rel=1e-4)
 
 
-def test_half_depth_keeps_every_second_layer_and_the_last(tiny_reranker_folder, tmp_path):
-    import torch
-    from transformers import BertConfig, BertForSequenceClassification
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=16,
-        num_hidden_layers=5,
-        num_attention_heads=2,
-        intermediate_size=16,
-        num_labels=1,
-    )
-    deep = tmp_path / "deep"
-    BertForSequenceClassification(config).save_pretrained(deep)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (deep / name).write_bytes((tiny_reranker_folder / name).read_bytes())
+def test_half_depth_keeps_every_second_layer_and_the_last(tmp_path):
+    deep = build_tiny("bert-reranker", tmp_path / "deep", num_hidden_layers=5)
     old = weights(deep)
     for layers, kept in ((None, [0, 2, 4]), ([1, 3], [1, 3])):
         folder = half_depth(deep, tmp_path / f"half-{len(kept)}", layers)

@@ -12,6 +12,7 @@ import pytest
 from hub_server import Hub, HubServer, SilentServer
 
 from rerank_utils import download
+from rerank_utils.tiny import build_tiny
 
 ROOT = Path(__file__).parent.parent
 EMBEDDER, RERANKER = "BAAI/bge-base-en-v1.5", "BAAI/bge-reranker-large"
@@ -21,23 +22,7 @@ PIPELINE = ["-m", "rerank_utils", "--profile", "msmarco", "--queries", "6", "--d
 @pytest.fixture(scope="session")
 def tiny_bge_folder(tmp_path_factory) -> Path:
     """The layout of the BGE embedders: a random BERT, with files nobody needs beside it."""
-    import torch
-    from transformers import AutoTokenizer, BertConfig, BertModel
-
-    from rerank_utils.bundled import minilm_path
-
-    torch.manual_seed(0)
-    config = BertConfig(
-        vocab_size=30522,
-        hidden_size=32,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        intermediate_size=64,
-        initializer_range=0.2,
-    )
-    folder = tmp_path_factory.mktemp("tiny-bge")
-    BertModel(config).save_pretrained(folder)
-    AutoTokenizer.from_pretrained(minilm_path()).save_pretrained(folder)
+    folder = build_tiny("bert-embedder", tmp_path_factory.mktemp("tiny-bge"))
     (folder / "pytorch_model.bin").write_bytes(b"a pickle" * 1_000)
     (folder / "onnx").mkdir()
     (folder / "onnx" / "model.onnx").write_bytes(b"a graph" * 1_000)
