@@ -26,7 +26,7 @@ evaluate: setup       ## the full test split: the table of the README
 
 bench: setup          ## speed, ours beside what one would use otherwise (about 90 minutes on two cores)
 	$(BIN)/python benchmarks/rerank_cpu.py
-	$(BIN)/python benchmarks/rerank_cpu.py --max-length 512
+	$(BIN)/python benchmarks/precision.py
 	$(BIN)/python benchmarks/embed_cpu.py
 	$(BIN)/python benchmarks/gpu.py
 	$(BIN)/python benchmarks/search.py
@@ -34,7 +34,7 @@ bench: setup          ## speed, ours beside what one would use otherwise (about 
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/summary.py
 
-reranker: setup       ## train the bundled reranker again (about an hour on two cores)
+reranker: setup       ## train the bundled reranker again (about an hour and a half on two cores)
 	$(BIN)/python -m rerank_utils.training --output artifacts/training
 	$(BIN)/python -m rerank_utils --reranker artifacts/training/merged --max-length 128 \
 	    --split dev --queries 0 --output artifacts/training

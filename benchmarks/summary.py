@@ -16,8 +16,8 @@ README = Path("README.md")
 PAGE = Path("benchmarks") / "README.md"
 """Every table; the README shows the first."""
 TITLES = {
-    "rerank_cpu_512": "Reranking, a window of 512 tokens",
-    "rerank_cpu_128": "Reranking, a window of 128 tokens, the packaged reranker's own",
+    "rerank_cpu": "Reranking",
+    "precision": "What a precision costs in quality",
     "embed_cpu": "Embedding the corpus",
     "gpu": "On a GPU, random weights of the real shapes",
     "search": "Search",
@@ -61,13 +61,13 @@ def short(found: dict[str, Any]) -> str:
         if kind not in best or row["pairs/s"] > best[kind]["pairs/s"]:
             best[kind] = row
     columns = ("what", "pairs/s", "x query by query", "x flat at its best")
-    columns += ("x CrossEncoder at its best", "nDCG@10")
+    columns += ("x CrossEncoder at its best",)
     rows = [{column: row[column] for column in columns} for row in best.values()]
     facts, machine = found["facts"], found["machine"]
     where = (
         f"{facts['pairs']:,} pairs of {facts['tokens a pair']:.0f} tokens on average, medians of "
         f"{facts['rounds']} rounds in one process; {machine['processor']}, "
-        f"{machine['cores']} cores. nDCG@10 of these {facts['queries']} dev queries."
+        f"{machine['cores']} cores."
     )
     return f"{markdown(rows)}\n\n{where}"
 
@@ -79,12 +79,12 @@ def _number(value: Any) -> str:
 def main() -> int:
     """Write both pages; to be called at the project's top."""
     results = read()
-    if "rerank_cpu_512" not in results:
-        print(f"{RESULTS} holds no rerank_cpu_512.json: run benchmarks/rerank_cpu.py first.")
+    if "rerank_cpu" not in results:
+        print(f"{RESULTS} holds no rerank_cpu.json: run benchmarks/rerank_cpu.py first.")
         return 1
     sections = [section(name, found) for name, found in results.items()]
     write_between_markers(PAGE, "\n\n".join(sections), MARKERS)
-    write_between_markers(README, short(results["rerank_cpu_512"]), MARKERS)
+    write_between_markers(README, short(results["rerank_cpu"]), MARKERS)
     print(f"written: {PAGE}, {README}")
     return 0
 

@@ -26,6 +26,7 @@ MAX_LENGTH = 128
 """Tokens of a pair on which the bundled reranker was trained. It ranks worse on longer ones: the
 positions beyond were never trained to take part in a comparison."""
 WEIGHTS = "model.safetensors"
+ADAPTER = "adapter_model.safetensors"
 MANIFEST = "manifest.json"
 
 
@@ -87,7 +88,7 @@ def reranker_path() -> Path:
     """
     adapter = adapter_path()
     card = json.loads((adapter / MANIFEST).read_text(encoding="utf-8"))
-    verify(adapter / "adapter_model.safetensors", card["adapter_sha256"])
+    verify(adapter / ADAPTER, card["adapter_sha256"])
     folder = cache_folder() / f"bundled-reranker-{card['adapter_sha256'][:12]}"
     if not _is_whole(folder):
         _replace(folder, adapter)
@@ -135,6 +136,21 @@ def merge(adapter: Path, folder: Path) -> None:
     model.float().save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(minilm_path(), model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(folder)
+
+
+def write_bundle(adapter: Path, bundle: Path) -> None:
+    """An adapter as it is shipped: in half precision, without paths, with its sha256."""
+    from safetensors.torch import load_file, save_file
+
+    bundle.mkdir(parents=True, exist_ok=True)
+    weights = load_file(adapter / ADAPTER)
+    halves = {name: value.half().contiguous() for name, value in weights.items()}
+    save_file(halves, bundle / ADAPTER)
+    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
+    config["base_model_name_or_path"] = "sentence-transformers/all-MiniLM-L6-v2"
+    (bundle / "adapter_config.json").write_text(json.dumps(config, indent=1), encoding="utf-8")
+    digest = file_sha256(bundle / ADAPTER)
+    (bundle / MANIFEST).write_text(json.dumps({"adapter_sha256": digest}) + "\n")
 
 
 def untrained_reranker(encoder: str | Path | None = None) -> PreTrainedModel:

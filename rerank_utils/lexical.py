@@ -4,10 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Collection as Words
 from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 
 from .run import Run
+
+if TYPE_CHECKING:
+    import bm25s
 
 K1, B = 1.2, 0.75
 """Lucene's defaults."""
@@ -85,22 +89,35 @@ def search_bm25(
     words = tokenize(list(documents.values()), stop_words, show_progress)
     if not any(words):
         raise ValueError("No document holds a word that counts: look at documents and stop_words.")
-    import bm25s
-
-    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
-    index.index(words, show_progress=show_progress)
+    index = index_words(words, k1, b, show_progress)
     ids = np.array(list(documents), dtype=object)
     found = [_best(index, row, ids, k) for row in tokenize(list(queries.values()), stop_words)]
     rankings, scores = zip(*found, strict=True) if found else ((), ())
     return Run.from_lists(list(queries), rankings, scores, name)
 
 
-def _best(index: object, words: list[str], ids: np.ndarray, k: int) -> tuple[list, list]:
-    """Ids and scores of the k best documents that share a word with the query."""
+def index_words(
+    words: list[list[str]], k1: float = K1, b: float = B, show_progress: bool = False
+) -> bm25s.BM25:
+    """The index behind `search_bm25`, of documents as `tokenize` gives them."""
+    import bm25s
+
+    index = bm25s.BM25(k1=k1, b=b, method="lucene", backend="numpy")
+    index.index(words, show_progress=show_progress)
+    return index
+
+
+def score_documents(index: bm25s.BM25, words: list[str]) -> np.ndarray:
+    """(documents,) float32: BM25 of every document for one query, 0 where no word is shared."""
     known = index.get_tokens_ids(words)
     if not known:
-        return [], []
-    scores = index.get_scores_from_ids(known)
+        return np.zeros(index.scores["num_docs"], dtype=np.float32)
+    return index.get_scores_from_ids(known)
+
+
+def _best(index: bm25s.BM25, words: list[str], ids: np.ndarray, k: int) -> tuple[list, list]:
+    """Ids and scores of the k best documents that share a word with the query."""
+    scores = score_documents(index, words)
     kth = np.partition(scores, -k)[-k]
     places = np.flatnonzero((scores >= kth) & (scores > 0))  # with all that equal the last
     order = sorted(places, key=lambda place: (scores[place], ids[place]), reverse=True)[:k]

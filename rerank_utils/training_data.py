@@ -8,6 +8,7 @@ docstrings of installed packages: the summary is the query, the rest of the docs
 from __future__ import annotations
 
 import ast
+import hashlib
 import random
 import re
 from collections import defaultdict
@@ -16,11 +17,15 @@ from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
+import numpy as np
+
 from .cwe import (
+    Report,
     Weakness,
     clean_report,
     collect_reports,
     held_out,
+    linked_reports,
     near_duplicates,
     read_catalogue,
     read_splits,
@@ -51,29 +56,91 @@ class TrainingQuery:
     related: frozenset[str] = frozenset()
 
 
-def training_queries() -> list[TrainingQuery]:
-    """The reports of the training split, then sentences from other fields of the catalogue.
+class TrainingSet:
+    """Queries and documents of a training, and what each belongs to.
 
-    Nothing held out takes part: no report of dev or test, no sentence that also stands under a
-    held-out weakness, none that is a near duplicate of a dev or test report.
+    Attributes:
+        queries: reports, sentences of the catalogue, summaries of docstrings.
+        documents: document id -> text: weaknesses, passages, docstrings.
+        owners: document id -> the weaknesses it belongs to; a docstring belongs to itself.
+        ids: the document ids; a document's column in a table of scores is its place here.
+        kind: (documents,) of "CWE", "passage" or "docstring".
+        reports, sentences, summaries: places of these kinds in `queries`.
+
+    Args:
+        docstrings: how many to take.
+        share: which part of the reports to take, from 0 to 1, drawn with the seed.
+        seed: of the draws.
+    """
+
+    def __init__(self, docstrings: int, share: float = 1, seed: int = 0):
+        self.documents, self.owners = training_documents()
+        self.queries = training_queries()
+        for number, (summary, rest) in enumerate(read_docstrings(docstrings, seed)):
+            key = f"docstring-{number}"
+            self.documents[key], self.owners[key] = rest, frozenset({key})
+            self.queries.append(TrainingQuery(summary, frozenset({key}), "docstring"))
+        places: dict[str, list[int]] = defaultdict(list)
+        for i, query in enumerate(self.queries):
+            field = query.field if query.field in ("report", "docstring") else "sentence"
+            places[field].append(i)
+        reports = places["report"]
+        self.reports = random.Random(seed).sample(reports, round(share * len(reports)))
+        self.sentences, self.summaries = places["sentence"], places["docstring"]
+        self.ids = list(self.documents)
+        self.column = {document: i for i, document in enumerate(self.ids)}
+        self.kind = np.array([document.split("-")[0] for document in self.ids])
+
+    def owned(self, column: int, weaknesses: frozenset[str]) -> bool:
+        """Whether the document of a column belongs to one of these weaknesses."""
+        return not weaknesses.isdisjoint(self.owners[self.ids[column]])
+
+    def fingerprint(self) -> str:
+        """A sha256 of all texts, by which a training knows that it resumes on the same data."""
+        texts = "\0".join([*(query.text for query in self.queries), *self.documents.values()])
+        return hashlib.sha256(texts.encode()).hexdigest()
+
+
+def training_queries() -> list[TrainingQuery]:
+    """Reports, then sentences from other fields of the catalogue, with what they are filed under.
+
+    Nothing held out takes part: no report of dev or test, none that is linked to one of them
+    (see `cwe.linked_reports`), no sentence that also stands under a held-out weakness or is a near
+    duplicate of a dev or test report. A report that is filed on both sides, which no split can
+    hold, is asked with its weaknesses of the training side alone.
     """
     weaknesses = read_catalogue()
     reports = collect_reports(weaknesses)
-    by_id = {report.id: report for report in reports}
-    related = related_weaknesses(taxonomy=False)
     splits = read_splits()
+    asked = {query for side in ("dev", "test") for query in splits[side]}
+    related = related_weaknesses(taxonomy=False)
     queries = [
-        TrainingQuery(by_id[q].text, by_id[q].weaknesses, "report", related[q])
-        for q in splits["train"]
+        TrainingQuery(report.text, positives, "report", related[report.id])
+        for report in _unasked(reports, asked)
+        if (positives := frozenset(filter(_in_training, report.weaknesses)))
     ]
-    asked = [by_id[query].text for side in ("dev", "test") for query in splits[side]]
     usable = [
         TrainingQuery(text, frozenset(owners), field)
         for text, (owners, field) in _sentences(weaknesses).items()
-        if len(owners) <= MAX_SHARED and all(held_out(owner) == "train" for owner in owners)
+        if len(owners) <= MAX_SHARED and all(map(_in_training, owners))
     ]
-    leaks = near_duplicates([query.text for query in usable], asked)
+    leaks = near_duplicates(
+        [query.text for query in usable], [r.text for r in reports if r.id in asked]
+    )
     return queries + [query for i, query in enumerate(usable) if i not in leaks]
+
+
+def _in_training(weakness_id: str) -> bool:
+    return held_out(weakness_id) == "train"
+
+
+def _unasked(reports: list[Report], asked: set[str]) -> list[Report]:
+    """The reports that are neither asked in dev or test nor linked to one that is."""
+    known = asked.copy()
+    for pair in linked_reports(reports):
+        if not asked.isdisjoint(pair):
+            known.update(pair)
+    return [report for report in reports if report.id not in known]
 
 
 def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
@@ -101,7 +168,7 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
     owners: dict[str, set[str]] = defaultdict(set)
     passages: dict[str, set[str]] = defaultdict(set)
     for weakness in read_catalogue():
-        if held_out(weakness.id) == "train":
+        if _in_training(weakness.id):
             documents[weakness.id] = weakness.document
             owners[weakness.id].add(weakness.id)
         for texts in weakness.passages.values():
@@ -109,14 +176,14 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
                 if len(passage.split()) >= 12:
                     passages[clean_report(passage)].add(weakness.id)
     for number, (text, where) in enumerate(passages.items()):
-        if all(held_out(weakness) == "train" for weakness in where):
+        if all(map(_in_training, where)):
             documents[f"passage-{number}"] = text
             owners[f"passage-{number}"] = where
     return documents, {key: frozenset(where) for key, where in owners.items()}
 
 
 @cache
-def docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
+def read_docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
     """(summary, the rest) of docstrings in installed packages, read without importing them.
 
     Args:

@@ -42,6 +42,14 @@ def test_rerank_cpu(benchmark, tiny_reranker_folder, capsys):
     assert "| what | pairs/s |" in capsys.readouterr().out
 
 
+def test_precision(benchmark, tiny_reranker_folder):
+    sizes = "--queries 3 --depth 6 --max-length 128"
+    found = benchmark("precision", f"--reranker {tiny_reranker_folder} {sizes}")
+    rows = {row["precision"]: row for row in found["rows"]}
+    assert rows["torch float32"]["largest change"] == 0
+    assert 0 < rows["onnx int8"]["mean change of a logit"] <= rows["onnx int8"]["largest change"]
+
+
 def test_summary_writes_both_pages(benchmark, tiny_reranker_folder, tmp_path):
     sizes = "--queries 2 --depth 4 --rounds 1 --max-length 512"
     benchmark("rerank_cpu", f"--reranker {tiny_reranker_folder} {sizes}")

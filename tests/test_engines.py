@@ -81,7 +81,14 @@ def test_rerank_passes_the_choice_on(reranker, expected):
 def test_the_fastest_is_one_that_there_is():
     choice = fastest_on_cpu()
     assert choice["dtype"] in DTYPES[choice["backend"]]
-    assert (choice["dtype"] == "bfloat16") == has_bfloat16()
+
+
+def test_openvino_in_int8_scores_a_pair_the_same_in_any_company(reranker):
+    loud = [("zzz " * 20, "!! ?? " * 20)]
+    settings = {"backend": "openvino", "dtype": "int8"}
+    alone = score_pairs(reranker, PAIRS, **settings)
+    beside = score_pairs(reranker, PAIRS + loud, **settings)[: len(PAIRS)]
+    np.testing.assert_allclose(alone, beside, atol=5e-2 if has_bfloat16() else 1e-4)
 
 
 @pytest.mark.parametrize(

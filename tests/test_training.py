@@ -1,15 +1,18 @@
 """What the bundled reranker was trained on, and that training can be interrupted."""
 
+import json
+
 import numpy as np
 import pytest
 
-from rerank_utils import training
+from rerank_utils import training_curve, training_data
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
-from rerank_utils.training import Recipe, Trainer, training_queries
+from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training_data import training_documents, training_queries
 
 SMALL = Recipe(
-    teacher_steps=1,
-    teacher_batch=4,
+    tune_steps=1,
+    tune_batch=4,
     steps=4,
     queries_per_step=3,
     reports_per_step=1,
@@ -22,8 +25,11 @@ SMALL = Recipe(
     warmup=1,
     distil_only=0.5,
     max_length=32,
+    long_length=48,
+    long_share=0.5,
     rank=2,
     save_every=2,
+    snapshot_every=2,
     log_every=1,
 )
 
@@ -36,7 +42,7 @@ def queries():
 def test_nothing_held_out_takes_part(queries):
     assert len(queries) > 4_000
     assert {held_out(d) for query in queries for d in query.positives} == {"train"}
-    documents, owners = training.training_documents()
+    documents, owners = training_documents()
     assert len(documents) > 2_000 and documents.keys() == owners.keys()
     assert {held_out(w) for where in owners.values() for w in where} == {"train"}
     reports = {report.id: report for report in collect_reports(read_catalogue())}
@@ -53,34 +59,43 @@ def test_no_query_names_its_answer(queries):
 def few_queries(monkeypatch, queries):
     chosen = [q for q in queries if q.field == "report"][:30]
     chosen += [q for q in queries if q.field != "report"][:30]
-    documents, owners = training.training_documents()
+    documents, owners = training_documents()
     kept = {key for q in chosen for key in q.positives} | set(list(documents)[:30])
     kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[1000:])
     few = {key: text for key, text in documents.items() if key in kept}
-    monkeypatch.setattr(training, "training_queries", lambda: list(chosen))
-    monkeypatch.setattr(training, "training_documents", lambda: (few, dict(owners)))
+    monkeypatch.setattr(training_data, "training_queries", lambda: list(chosen))
+    monkeypatch.setattr(training_data, "training_documents", lambda: (few, dict(owners)))
 
 
 def test_a_group_is_one_positive_and_true_negatives(few_queries, tmp_path):
     import random
 
     trainer = Trainer(SMALL, tmp_path)
-    scores = np.random.default_rng(0).normal(size=len(trainer.document_ids))
-    for number, query in enumerate(trainer.queries):
+    scores = np.random.default_rng(0).normal(size=len(trainer.data.ids))
+    for number, query in enumerate(trainer.data.queries):
         group = trainer._group(number, scores, random.Random(number))
-        names = [trainer.document_ids[column] for column in group]
+        names = [trainer.data.ids[column] for column in group]
         assert len(set(names)) == SMALL.group
         assert names[0] in query.positives
         for name in names[1:]:
-            assert not trainer.owners[name] & (query.positives | query.related)
+            assert not trainer.data.owners[name] & (query.positives | query.related)
 
 
 def test_an_interrupted_training_gives_the_same_model(few_queries, tmp_path, monkeypatch):
     whole = Trainer(SMALL, tmp_path / "whole")
     whole.run()
-    assert {"adapter", "bundle", "merged", "log.jsonl"} <= {
+    assert {"adapter", "bundle", "merged", "log.jsonl", "snapshots"} <= {
         path.name for path in (tmp_path / "whole").iterdir()
     }
+
+    arguments = f"{tmp_path / 'whole'} {tmp_path / 'whole'} --queries 2 --output {tmp_path / 'log'}"
+    monkeypatch.chdir(tmp_path)
+    training_curve.main(arguments.split())
+    curve = json.loads((tmp_path / "log").read_text(encoding="utf-8"))
+    assert [row["step"] for row in curve["steps"]] == [2, 4]
+    assert curve["losses"] == whole.log
+    (end,) = curve["reports"]  # the last snapshot is the model that the training ended with
+    assert end["reports"] == 30 and end["nDCG@10"] == curve["steps"][-1]["nDCG@10"]
 
     broken = Trainer(SMALL, tmp_path / "broken")
     step = broken._train_step
