@@ -18,6 +18,7 @@ PAGE = Path("benchmarks") / "README.md"
 TITLES = {
     "rerank_cpu": "Reranking",
     "precision": "What a precision costs in quality",
+    "half_depth": "A distilled student with half the layers",
     "embed_cpu": "Embedding the corpus",
     "gpu": "On a GPU, random weights of the real shapes",
     "search": "Search",

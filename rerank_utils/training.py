@@ -130,11 +130,15 @@ class Trainer:
         )
         return get_peft_model(base, config)
 
+    def encoder(self, model: PeftModel) -> BiEncoder:
+        """The encoder of `model`, head left aside."""
+        return BiEncoder(model.base_model.model.bert, self.tokenizer, self.recipe.max_length)
+
     def teacher(self, model: PeftModel) -> Teacher:
         """Stage 1: tune the encoder of `model`, in place, as a bi-encoder."""
         recipe, data, saved = self.recipe, self.data, self.output / "tuned.pt"
         if not saved.exists():
-            encoder = BiEncoder(model.base_model.model.bert, self.tokenizer, recipe.max_length)
+            encoder = self.encoder(model)
             descent = Descent(model, recipe.tune_rate, recipe.tune_steps, warmup=10)
             rng = random.Random(recipe.seed)
             tune(encoder, data, descent, recipe.tune_steps, recipe.tune_batch, rng)
@@ -181,9 +185,9 @@ class Trainer:
         descent: Descent,
     ) -> tuple[float, float]:
         recipe, data = self.recipe, self.data
-        batch = self._draw(rng)
+        batch = self.draw(rng)
         scores = teacher.scores(batch)
-        groups = [self._group(i, row, rng) for i, row in zip(batch, scores, strict=True)]
+        groups = [self.group(i, row, rng) for i, row in zip(batch, scores, strict=True)]
         pairs = [
             (data.queries[i].text, data.documents[data.ids[column]])
             for i, group in zip(batch, groups, strict=True)
@@ -199,7 +203,7 @@ class Trainer:
         descent.step((1 - weight) * distil + weight * label)
         return distil.item(), label.item()
 
-    def _draw(self, rng: random.Random) -> list[int]:
+    def draw(self, rng: random.Random) -> list[int]:
         """The queries of a step."""
         recipe, data = self.recipe, self.data
         summaries = recipe.queries_per_step - recipe.reports_per_step - recipe.sentences_per_step
@@ -209,7 +213,7 @@ class Trainer:
             *rng.sample(data.summaries, summaries),
         ]
 
-    def _group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
+    def group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
         """One positive, then mined negatives, then random ones, as document columns.
 
         What is mined for a report or a sentence are documents and a few other passages.

@@ -1,8 +1,9 @@
-"""How good each snapshot of a training is: `python -m rerank_utils.training_curve FOLDER`.
+"""How a training went: `python -m rerank_utils.training_curve FOLDER`.
 
-Reranks the dense candidates of all dev queries with each snapshot and writes the record that the
-course draws its curves from. Other trainings of the same recipe with a smaller `report_share` add
-the second curve: how much the amount of labelled reports matters.
+Writes the record that the course draws its curves from: the losses; how well each snapshot of the
+cross-encoder reranks the dense candidates of dev; and how well the encoder of the first stage
+retrieves when it is tuned with a part of the reports. These smaller tunings are run here, a few
+minutes each, and kept in the folder.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,16 @@ from .collection import Collection
 from .engines import has_bfloat16
 from .evaluation import evaluate
 from .hub import quiet_libraries
+from .indexing import build_index
 from .pipeline import retrieve
 from .profiles import OFFLINE
 from .reranking import load_reranker, rerank
 from .run import Run
+from .training import Recipe, Trainer
 
 RECORD = "training_log.json"
-DEPTH = 50
+DEPTH = 20
+SHARES = (0.125, 0.25, 0.5, 1.0)
 
 
 def quality(adapter: Path, candidates: Run, collection: Collection) -> float:
@@ -38,27 +42,44 @@ def quality(adapter: Path, candidates: Run, collection: Collection) -> float:
     return round(evaluate(run, collection.qrels).mean("nDCG@10"), 4)
 
 
-def record(folder: Path, others: list[Path], queries: int | None = None) -> dict[str, Any]:
-    """The losses of a training, the quality of its snapshots and of the ends of others.
+def tuned_quality(folder: Path, share: float, collection: Collection) -> dict[str, float]:
+    """nDCG@10 of the encoder alone, tuned with a share of the reports, over all documents."""
+    saved = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
+    recipe = Recipe(**{name: saved[name] for name in asdict(Recipe())})
+    if share < recipe.report_share:
+        recipe, folder = replace(recipe, report_share=share), folder / "shares" / f"{share:g}"
+    trainer = Trainer(recipe, folder)
+    model = trainer.fresh_model()
+    trainer.teacher(model)
+    encoder = trainer.encoder(model)
+    index = build_index(
+        encoder.embed(list(collection.documents.values())), list(collection.documents)
+    )
+    queries = encoder.embed(list(collection.queries.values()))
+    run = index.search(list(collection.queries), queries, DEPTH)
+    found = round(evaluate(run, collection.qrels).mean("nDCG@10"), 4)
+    return {"reports": len(trainer.data.reports), "nDCG@10": found}
+
+
+def record(folder: Path, shares: list[float], queries: int | None = None) -> dict[str, Any]:
+    """The losses of a training, the quality of its snapshots, and of encoders with fewer reports.
 
     Args:
         folder: what `rerank_utils.training --output` filled.
-        others: folders of trainings with fewer reports.
+        shares: of the reports, each more than 0 and at most 1.
         queries: the first so many of dev, by default all.
     """
     collection = OFFLINE.load().split("dev", queries)
     candidates = retrieve(replace(OFFLINE, queries=queries, depth=DEPTH), collection)
     snapshots = sorted((folder / "snapshots").iterdir(), key=lambda path: int(path.name))
-    steps = []
+    steps, reports = [], []
     for snapshot in snapshots:
-        found = quality(snapshot, candidates, collection)
-        steps.append({"step": int(snapshot.name), "nDCG@10": found})
+        steps.append(
+            {"step": int(snapshot.name), "nDCG@10": quality(snapshot, candidates, collection)}
+        )
         print(steps[-1], flush=True)
-    reports = []
-    for other in others:
-        recipe = json.loads((other / "recipe.json").read_text(encoding="utf-8"))
-        found = quality(other / "adapter", candidates, collection)
-        reports.append({"reports": recipe["reports"], "steps": recipe["steps"], "nDCG@10": found})
+    for share in sorted(shares):
+        reports.append(tuned_quality(folder, share, collection))
         print(reports[-1], flush=True)
     lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
@@ -70,7 +91,7 @@ def record(folder: Path, others: list[Path], queries: int | None = None) -> dict
         },
         "losses": [json.loads(line) for line in lines],
         "steps": steps,
-        "reports": sorted(reports, key=lambda row: row["reports"]),
+        "reports": reports,
     }
 
 
@@ -78,12 +99,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Write the record beside the bundled reranker."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of a whole training")
-    parser.add_argument("others", type=Path, nargs="*", help="of trainings with fewer reports")
+    parser.add_argument("--shares", type=float, nargs="*", default=SHARES, help="of the reports")
     parser.add_argument("--queries", type=int, help="the first so many of dev, by default all")
     parser.add_argument("--output", type=Path, default=adapter_path() / RECORD)
     given = parser.parse_args(arguments)
     quiet_libraries()
-    found = record(given.folder, given.others, given.queries)
+    found = record(given.folder, given.shares, given.queries)
     given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
     print(f"written: {given.output.name}")
 

@@ -8,7 +8,9 @@ from pathlib import Path
 import pytest
 from cells import taught_source
 
+from rerank_utils import training_data
 from rerank_utils.tiny import build_tiny
+from rerank_utils.training_data import training_documents, training_queries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
 os.environ.pop("RERANK_PROFILE", None)  # so that a user's own setting changes no test
@@ -37,6 +39,25 @@ def tiny_reranker_folder(tiny) -> Path:
 def tiny_xlmr_folder(tiny) -> Path:
     """The layout of the BGE rerankers: XLM-RoBERTa with SentencePiece, random weights."""
     return tiny("xlm-roberta-reranker")
+
+
+@pytest.fixture(scope="session")
+def asked_in_training() -> list:
+    """All queries that the bundled reranker was trained on: half a minute to collect."""
+    return training_queries()
+
+
+@pytest.fixture
+def small_training(monkeypatch, asked_in_training):
+    """The training of the bundled reranker sees a few queries and documents."""
+    chosen = [q for q in asked_in_training if q.field == "report"][:30]
+    chosen += [q for q in asked_in_training if q.field != "report"][:30]
+    documents, owners = training_documents()
+    kept = {key for q in chosen for key in q.positives} | set(list(documents)[:30])
+    kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[1000:])
+    few = {key: text for key, text in documents.items() if key in kept}
+    monkeypatch.setattr(training_data, "training_queries", lambda: list(chosen))
+    monkeypatch.setattr(training_data, "training_documents", lambda: (few, dict(owners)))
 
 
 @pytest.fixture

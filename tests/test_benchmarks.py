@@ -8,6 +8,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rerank_utils.mining import read_jsonl
+from rerank_utils.training import Recipe
+
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
 
@@ -48,6 +51,26 @@ def test_precision(benchmark, tiny_reranker_folder):
     rows = {row["precision"]: row for row in found["rows"]}
     assert rows["torch float32"]["largest change"] == 0
     assert 0 < rows["onnx int8"]["mean change of a logit"] <= rows["onnx int8"]["largest change"]
+
+
+def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch, tmp_path):
+    """Mined, scored and distilled in two steps; a second call trains nothing again."""
+    half_depth = importlib.import_module("half_depth")
+    small = Recipe(tune_steps=1, tune_batch=4, docstrings=30, rank=2, max_length=32, mined_ranks=30)
+    monkeypatch.setattr(half_depth, "Recipe", lambda: small)
+    sizes = f"--reranker {tiny_reranker_folder} --steps 2 --queries 3"
+    found = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
+    teacher, cut, student = found["rows"]
+    assert teacher["share of the teacher"] == teacher["x teacher"] == 1
+    assert [cut["reranker"], student["reranker"]] == ["half, as cut", "half, distilled"]
+    groups = read_jsonl(tmp_path / "training" / "half_depth" / "train.jsonl")
+    assert len(groups) == 2 * small.queries_per_step
+    for group in groups:
+        assert len(group.neg) == len(group.neg_scores) == small.group - 1
+        assert group.pos[0] not in group.neg
+    monkeypatch.setattr(half_depth, "mine", None)
+    again = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
+    assert [row["nDCG@10"] for row in again["rows"]] == [r["nDCG@10"] for r in found["rows"]]
 
 
 def test_summary_writes_both_pages(benchmark, tiny_reranker_folder, tmp_path):

@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from rerank_utils import training_curve, training_data
+from rerank_utils import training, training_curve
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
 from rerank_utils.training import Recipe, Trainer
-from rerank_utils.training_data import training_documents, training_queries
+from rerank_utils.training_data import training_documents
 
 SMALL = Recipe(
     tune_steps=1,
@@ -34,12 +34,8 @@ SMALL = Recipe(
 )
 
 
-@pytest.fixture(scope="module")
-def queries():
-    return training_queries()
-
-
-def test_nothing_held_out_takes_part(queries):
+def test_nothing_held_out_takes_part(asked_in_training):
+    queries = asked_in_training
     assert len(queries) > 4_000
     assert {held_out(d) for query in queries for d in query.positives} == {"train"}
     documents, owners = training_documents()
@@ -51,29 +47,17 @@ def test_nothing_held_out_takes_part(queries):
     assert not near_duplicates([query.text for query in queries], asked)
 
 
-def test_no_query_names_its_answer(queries):
-    assert not any("CWE-" in query.text for query in queries)
+def test_no_query_names_its_answer(asked_in_training):
+    assert not any("CWE-" in query.text for query in asked_in_training)
 
 
-@pytest.fixture
-def few_queries(monkeypatch, queries):
-    chosen = [q for q in queries if q.field == "report"][:30]
-    chosen += [q for q in queries if q.field != "report"][:30]
-    documents, owners = training_documents()
-    kept = {key for q in chosen for key in q.positives} | set(list(documents)[:30])
-    kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[1000:])
-    few = {key: text for key, text in documents.items() if key in kept}
-    monkeypatch.setattr(training_data, "training_queries", lambda: list(chosen))
-    monkeypatch.setattr(training_data, "training_documents", lambda: (few, dict(owners)))
-
-
-def test_a_group_is_one_positive_and_true_negatives(few_queries, tmp_path):
+def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
     import random
 
     trainer = Trainer(SMALL, tmp_path)
     scores = np.random.default_rng(0).normal(size=len(trainer.data.ids))
     for number, query in enumerate(trainer.data.queries):
-        group = trainer._group(number, scores, random.Random(number))
+        group = trainer.group(number, scores, random.Random(number))
         names = [trainer.data.ids[column] for column in group]
         assert len(set(names)) == SMALL.group
         assert names[0] in query.positives
@@ -81,21 +65,24 @@ def test_a_group_is_one_positive_and_true_negatives(few_queries, tmp_path):
             assert not trainer.data.owners[name] & (query.positives | query.related)
 
 
-def test_an_interrupted_training_gives_the_same_model(few_queries, tmp_path, monkeypatch):
+def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, monkeypatch):
     whole = Trainer(SMALL, tmp_path / "whole")
     whole.run()
     assert {"adapter", "bundle", "merged", "log.jsonl", "snapshots"} <= {
         path.name for path in (tmp_path / "whole").iterdir()
     }
 
-    arguments = f"{tmp_path / 'whole'} {tmp_path / 'whole'} --queries 2 --output {tmp_path / 'log'}"
+    folder, output = tmp_path / "whole", tmp_path / "log"
     monkeypatch.chdir(tmp_path)
-    training_curve.main(arguments.split())
-    curve = json.loads((tmp_path / "log").read_text(encoding="utf-8"))
+    training_curve.main(f"{folder} --shares 0.5 1 --queries 2 --output {output}".split())
+    curve = json.loads(output.read_text(encoding="utf-8"))
     assert [row["step"] for row in curve["steps"]] == [2, 4]
     assert curve["losses"] == whole.log
-    (end,) = curve["reports"]  # the last snapshot is the model that the training ended with
-    assert end["reports"] == 30 and end["nDCG@10"] == curve["steps"][-1]["nDCG@10"]
+    assert [row["reports"] for row in curve["reports"]] == [15, 30]
+    assert not (folder / "shares" / "1").exists()  # that one is the training itself
+    with monkeypatch.context() as patch:
+        patch.setattr(training, "tune", None)  # nothing is tuned twice
+        assert training_curve.record(folder, [1, 0.5], 2) == curve
 
     broken = Trainer(SMALL, tmp_path / "broken")
     step = broken._train_step

@@ -1,0 +1,118 @@
+"""Half the layers of the bundled reranker: `python benchmarks/half_depth.py FOLDER`.
+
+Distils it with FlagEmbedding's trainer, on groups mined as `rerank_utils.training` mines them, and
+compares student and teacher on dev: quality, and pairs a second. FOLDER is that of a training: the
+tuned encoder in it is what mines, and is tuned first if it is not there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+from bench import take_turns, write
+
+from rerank_utils.engines import has_bfloat16
+from rerank_utils.evaluation import evaluate
+from rerank_utils.finetuning import finetune, half_depth, teacher_scores
+from rerank_utils.hub import quiet_libraries
+from rerank_utils.mining import Group, write_jsonl
+from rerank_utils.pipeline import retrieve
+from rerank_utils.profiles import OFFLINE, locate
+from rerank_utils.reranking import load_reranker, rerank
+from rerank_utils.run import Run
+from rerank_utils.training import Recipe, Trainer
+
+DEPTH = 50
+QUICK = {"backend": "openvino", "dtype": "bfloat16" if has_bfloat16() else "float32"}
+
+
+def mine(trainer: Trainer, steps: int) -> list[Group]:
+    """The groups of so many steps of the recipe, as texts."""
+    teacher, data = trainer.teacher(trainer.fresh_model()), trainer.data
+    rng = random.Random(trainer.recipe.seed)
+    groups = []
+    for _ in range(steps):
+        batch = trainer.draw(rng)
+        for place, scores in zip(batch, teacher.scores(batch), strict=True):
+            columns = trainer.group(place, scores, rng)
+            positive, *negatives = (data.documents[data.ids[column]] for column in columns)
+            groups.append(Group(data.queries[place].text, [positive], negatives))
+    return groups
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Mine, let the teacher score, distil, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
+    parser.add_argument("--reranker", default=OFFLINE.reranker, help="the teacher")
+    parser.add_argument("--steps", type=int, default=600)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
+    parser.add_argument("--rounds", type=int, default=1, help="of the comparison")
+    given = parser.parse_args(arguments)
+    quiet_libraries()
+    profile = replace(OFFLINE, queries=given.queries, depth=DEPTH)
+    window, source = profile.reranker_length, locate(given.reranker)
+    teacher = load_reranker(source, window, "cpu")
+
+    trainer, work = Trainer(Recipe(), given.folder), given.folder / "half_depth"
+    lines = work / "train.jsonl"
+    if not lines.exists():
+        groups = mine(trainer, given.steps)
+        write_jsonl(teacher_scores(groups, teacher, **QUICK), lines)
+    student = finetune(
+        half_depth(source, work / "as_cut"),
+        lines,
+        work / "distilled",
+        steps=given.steps,
+        rate=given.rate,
+        batch=trainer.recipe.queries_per_step,
+        group=trainer.recipe.group,
+        query_length=window // 2,
+        passage_length=window // 2,
+        dropout=0.0,
+        half=has_bfloat16() or None,
+        distil=True,
+        device="cpu",
+    )
+
+    collection = profile.load().split("dev", given.queries)
+    candidates = retrieve(profile, collection)
+    few = Run.from_lists(*zip(*list(candidates)[:8], strict=True))
+    models = {"teacher": source, "half, as cut": work / "as_cut", "half, distilled": student}
+    rerankers = {name: load_reranker(model, window, "cpu") for name, model in models.items()}
+
+    def work_on(run: Run) -> dict[str, Callable[[], Run]]:
+        texts = collection.queries, collection.documents
+        return {
+            name: partial(rerank, run, *texts, reranker, DEPTH, **QUICK)
+            for name, reranker in rerankers.items()
+        }
+
+    timings = take_turns(work_on(candidates), given.rounds, warm_up=work_on(few))
+    quality = {
+        name: evaluate(timing.output, collection.qrels).mean("nDCG@10")
+        for name, timing in timings.items()
+    }
+    pairs = sum(len(documents) for _, documents, _ in candidates)
+    rows = [
+        {
+            "reranker": name,
+            "nDCG@10": round(quality[name], 4),
+            "share of the teacher": quality[name] / quality["teacher"],
+            "pairs/s": pairs / timing.median,
+            "x teacher": timings["teacher"].median / timing.median,
+        }
+        for name, timing in timings.items()
+    ]
+    facts = {"queries": len(collection.queries), "depth": DEPTH, "max length": window}
+    write("half_depth", facts | {"steps": given.steps, "rate": given.rate}, rows)
+
+
+if __name__ == "__main__":
+    main()
