@@ -26,9 +26,9 @@ from rerank_utils.profiles import OFFLINE, locate
 from rerank_utils.reranking import load_reranker, rerank
 from rerank_utils.run import Run
 from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training_curve import QUICK
 
 DEPTH = 50
-QUICK = {"backend": "openvino", "dtype": "bfloat16" if has_bfloat16() else "float32"}
 
 
 def mine(trainer: Trainer, steps: int) -> list[Group]:

@@ -1,4 +1,4 @@
-"""How the bundled reranker was trained: `python -m rerank_utils.training --output FOLDER`.
+"""Train a reranker such as the bundled one: `python -m rerank_utils.training --output FOLDER`.
 
 Three stages, all on the training side of the split. (1) The packaged bi-encoder is tuned for a
 few minutes on (query, document) pairs; with BM25 beside it, it is the teacher. (2) A

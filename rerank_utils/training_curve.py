@@ -29,16 +29,17 @@ from .training import Recipe, Trainer
 
 RECORD = "training_log.json"
 DEPTH = 20
+QUICK = {"backend": "openvino", "dtype": "bfloat16" if has_bfloat16() else "float32"}
+"""How models are scored that are only to be compared."""
 SHARES = (0.125, 0.25, 0.5, 1.0)
 
 
 def quality(adapter: Path, candidates: Run, collection: Collection) -> float:
-    """nDCG@10 of an adapter on these candidates, in bfloat16 where the processor has it."""
-    quick = {"backend": "openvino", "dtype": "bfloat16"} if has_bfloat16() else {}
+    """nDCG@10 of an adapter on these candidates."""
     with tempfile.TemporaryDirectory() as folder:
         merge(adapter, Path(folder))
         reranker = load_reranker(folder, OFFLINE.reranker_length, "cpu")
-        run = rerank(candidates, collection.queries, collection.documents, reranker, DEPTH, **quick)
+        run = rerank(candidates, collection.queries, collection.documents, reranker, DEPTH, **QUICK)
     return round(evaluate(run, collection.qrels).mean("nDCG@10"), 4)
 
 

@@ -43,7 +43,7 @@ def tiny_xlmr_folder(tiny) -> Path:
 
 @pytest.fixture(scope="session")
 def asked_in_training() -> list:
-    """All queries that the bundled reranker was trained on: half a minute to collect."""
+    """All queries that the bundled reranker and its like are trained on."""
     return training_queries()
 
 
