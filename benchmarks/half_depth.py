@@ -2,7 +2,7 @@
 
 Distils it with FlagEmbedding's trainer, on groups mined as `rerank_utils.training` mines them, and
 compares student and teacher on dev: quality, and pairs a second. FOLDER is that of a training: the
-tuned encoder in it is what mines, and is tuned first if it is not there.
+tuned encoder in it is what mines.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     window, source = profile.reranker_length, locate(given.reranker)
     teacher = load_reranker(source, window, "cpu")
 
-    trainer, work = Trainer(Recipe(), given.folder), given.folder / "half_depth"
+    trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
     lines = work / "train.jsonl"
     if not lines.exists():
         groups = mine(trainer, given.steps)

@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -59,10 +60,14 @@ class Recipe:
     max_length: int = MAX_LENGTH
     long_length: int = 256
     long_share: float = 0.15
+    start: str = ""
+    thinned: float = 0.0
     rank: int = 64
     alpha: int = 32
     save_every: int = 100
     snapshot_every: int = 300
+    average_from: int = 1200
+    average_to: int = 1800
     log_every: int = 50
 
     def __post_init__(self):
@@ -72,6 +77,26 @@ class Recipe:
                 f"mined_passages is {self.mined_passages}, but a group of {self.group} with "
                 f"{self.random_negatives} random negatives has room for {mined} mined ones."
             )
+        if self.average_to > self.steps or (self.average_to and not self.averaged()):
+            raise ValueError(
+                f"No snapshot is saved from step {self.average_from} to {self.average_to}: there "
+                f"is one every {self.snapshot_every} of {self.steps} steps. Choose other steps, or "
+                "0 and 0 to keep the weights of the last step."
+            )
+
+    @classmethod
+    def of(cls, folder: Path) -> Recipe:
+        """The recipe of the training in a folder."""
+        path = folder / "recipe.json"
+        if not path.exists():
+            raise FileNotFoundError(f"No training in {folder}: `make reranker` makes one.")
+        saved = json.loads(path.read_text(encoding="utf-8"))
+        return cls(**{name: saved[name] for name in asdict(cls())})
+
+    def averaged(self) -> list[int]:
+        """The steps whose snapshots are averaged into the result; none: the last step is it."""
+        saved = range(self.snapshot_every, self.steps + 1, self.snapshot_every)
+        return [step for step in saved if self.average_from <= step <= self.average_to]
 
 
 class Trainer:
@@ -96,18 +121,19 @@ class Trainer:
             "data": self.data.fingerprint(),
         }
         saved = self.output / "recipe.json"
-        if saved.exists() and json.loads(saved.read_text()) != ours:
+        if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != ours:
             raise ValueError(
                 f"{self.output} holds a training with another recipe or other data: choose "
                 "another folder or empty this one."
             )
-        saved.write_text(json.dumps(ours, indent=1))
+        saved.write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
     def run(self) -> None:
         """All stages; leaves the adapter, the log and the merged model in the folder."""
         started = time.time()
         model = self.fresh_model()
         self.train(model, self.teacher(model))
+        self._average(model)
         model.save_pretrained(self.output / "adapter")
         write_bundle(self.output / "adapter", self.output / "bundle")
         merge(self.output / "bundle", self.output / "merged")
@@ -158,6 +184,8 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         rng = random.Random(recipe.seed)
         descent = Descent(model, recipe.rate, recipe.steps, recipe.warmup)
+        if recipe.start:
+            set_adapter(model, load_adapter(Path(recipe.start)))
         first = self._resume(model, descent, rng)
         model.eval()  # no dropout, as for the teacher
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
@@ -174,7 +202,7 @@ class Trainer:
             if (step + 1) % recipe.save_every == 0:
                 self._save(step + 1, model, descent, rng)
             if (step + 1) % recipe.snapshot_every == 0:
-                model.save_pretrained(self.output / "snapshots" / f"{step + 1}")
+                model.save_pretrained(self._snapshot(step + 1))
 
     def _train_step(
         self,
@@ -193,6 +221,8 @@ class Trainer:
             for i, group in zip(batch, groups, strict=True)
             for column in group
         ]
+        if step < recipe.thinned * recipe.steps:
+            pairs = [(_thin_words(query, rng), _thin(text, rng)) for query, text in pairs]
         is_long = rng.random() < recipe.long_share
         window = recipe.long_length if is_long else recipe.max_length
         logits = self._score(model, pairs, window).view(len(batch), -1)
@@ -259,6 +289,19 @@ class Trainer:
                 parts.append(model(**inputs).logits.float().view(-1))
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
+    def _average(self, model: PeftModel) -> None:
+        """Put the mean of some snapshots into the model: it ranks better than any one of them."""
+        snapshots = [load_adapter(self._snapshot(step)) for step in self.recipe.averaged()]
+        if snapshots:
+            mean = {
+                name: torch.stack([weights[name] for weights in snapshots]).mean(0)
+                for name in snapshots[0]
+            }
+            set_adapter(model, mean)
+
+    def _snapshot(self, step: int) -> Path:
+        return self.output / "snapshots" / str(step)
+
     def _save(self, step: int, model: PeftModel, descent: Descent, rng: random.Random) -> None:
         state = {
             "step": step,
@@ -283,6 +326,17 @@ class Trainer:
         return state["step"]
 
 
+def _thin(document: str, rng: random.Random) -> str:
+    """The first sentence, and every further one with probability 1/2."""
+    first, *others = re.split(r"(?<=[.:;!?])\s+", document)
+    return " ".join([first, *(sentence for sentence in others if rng.random() < 0.5)])
+
+
+def _thin_words(query: str, rng: random.Random) -> str:
+    """Every word with probability 0.85, but never none."""
+    return " ".join(word for word in query.split() if rng.random() < 0.85) or query
+
+
 def _trained(model: PeftModel) -> dict[str, torch.Tensor]:
     """The weights that training changes."""
     return {
@@ -296,6 +350,20 @@ def _load(model: PeftModel, weights: dict[str, torch.Tensor], source: Path) -> N
     odd = model.load_state_dict(weights, strict=False).unexpected_keys
     if odd:
         raise ValueError(f"{source} holds weights this model has not, such as {odd[0]}.")
+
+
+def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
+    """The weights of an adapter, from the folder it was saved into."""
+    from peft import load_peft_weights
+
+    return load_peft_weights(str(folder), device="cpu")
+
+
+def set_adapter(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
+    """Give a model the weights of an adapter of the same shape, in place."""
+    from peft import set_peft_model_state_dict
+
+    set_peft_model_state_dict(model, weights)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import tempfile
-from dataclasses import asdict, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -45,8 +45,7 @@ def quality(adapter: Path, candidates: Run, collection: Collection) -> float:
 
 def tuned_quality(folder: Path, share: float, collection: Collection) -> dict[str, float]:
     """nDCG@10 of the encoder alone, tuned with a share of the reports, over all documents."""
-    saved = json.loads((folder / "recipe.json").read_text(encoding="utf-8"))
-    recipe = Recipe(**{name: saved[name] for name in asdict(Recipe())})
+    recipe = Recipe.of(folder)
     if share < recipe.report_share:
         recipe, folder = replace(recipe, report_share=share), folder / "shares" / f"{share:g}"
     trainer = Trainer(recipe, folder)

@@ -198,7 +198,9 @@ def read_docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
                 if "test" not in str(path.relative_to(folder)):
                     found |= _documented(path)
     pairs = sorted(found.items())
-    return random.Random(seed).sample(pairs, min(limit, len(pairs)))
+    drawn = random.Random(seed).sample(pairs, min(limit, len(pairs)))
+    answers = {rest: summary for summary, rest in reversed(drawn)}  # one query for each text
+    return [(summary, rest) for summary, rest in drawn if answers[rest] == summary]
 
 
 def _documented(path: Path) -> dict[str, str]:

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rerank_utils.mining import read_jsonl
-from rerank_utils.training import Recipe
+from rerank_utils.training import Recipe, Trainer
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 
@@ -57,7 +57,7 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
     """Mined, scored and distilled in two steps; a second call trains nothing again."""
     half_depth = importlib.import_module("half_depth")
     small = Recipe(tune_steps=1, tune_batch=4, docstrings=30, rank=2, max_length=32, mined_ranks=30)
-    monkeypatch.setattr(half_depth, "Recipe", lambda: small)
+    Trainer(small, tmp_path / "training")
     sizes = f"--reranker {tiny_reranker_folder} --steps 2 --queries 3"
     found = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
     teacher, cut, student = found["rows"]

@@ -1,13 +1,16 @@
 """What the bundled reranker was trained on, and that training can be interrupted."""
 
 import json
+import random
+from dataclasses import replace
 
 import numpy as np
 import pytest
+import torch
 
 from rerank_utils import training, training_curve
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
-from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training import Recipe, Trainer, load_adapter
 from rerank_utils.training_data import training_documents
 
 SMALL = Recipe(
@@ -30,6 +33,8 @@ SMALL = Recipe(
     rank=2,
     save_every=2,
     snapshot_every=2,
+    average_from=2,
+    average_to=4,
     log_every=1,
 )
 
@@ -52,8 +57,6 @@ def test_no_query_names_its_answer(asked_in_training):
 
 
 def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
-    import random
-
     trainer = Trainer(SMALL, tmp_path)
     scores = np.random.default_rng(0).normal(size=len(trainer.data.ids))
     for number, query in enumerate(trainer.data.queries):
@@ -71,6 +74,22 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
     assert {"adapter", "bundle", "merged", "log.jsonl", "snapshots"} <= {
         path.name for path in (tmp_path / "whole").iterdir()
     }
+
+    adapter, *snapshots = (
+        load_adapter(tmp_path / "whole" / name)
+        for name in ("adapter", "snapshots/2", "snapshots/4")
+    )
+    assert any(not torch.equal(*(weights[name] for weights in snapshots)) for name in adapter)
+    for name, value in adapter.items():
+        mean = sum(weights[name] for weights in snapshots) / 2
+        torch.testing.assert_close(value, mean, msg=name)
+
+    start = {"start": str(tmp_path / "whole" / "adapter"), "thinned": 1.0, "rate": 0.0}
+    Trainer(
+        replace(SMALL, **start), tmp_path / "second"
+    ).run()  # with no rate, ends where it starts
+    for name, value in load_adapter(tmp_path / "second" / "adapter").items():
+        torch.testing.assert_close(value, adapter[name], msg=name)
 
     folder, output = tmp_path / "whole", tmp_path / "log"
     monkeypatch.chdir(tmp_path)
@@ -102,20 +121,38 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
     assert [row["step"] for row in again.log] == [1, 2, 3, 4]
     for ours, theirs in zip(again.log, whole.log, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
-    weights = [
-        training_weights(tmp_path / name / "bundle" / "adapter_model.safetensors")
-        for name in ("whole", "broken")
-    ]
-    for name, value in weights[0].items():
-        np.testing.assert_allclose(value, weights[1][name], atol=1e-3, err_msg=name)
-
-
-def training_weights(path):
-    from safetensors.numpy import load_file
-
-    return load_file(path)
+    for name, value in load_adapter(tmp_path / "broken" / "bundle").items():
+        torch.testing.assert_close(value.float(), adapter[name], atol=1e-3, rtol=0, msg=name)
 
 
 def test_a_group_too_small_for_its_negatives_is_refused():
     with pytest.raises(ValueError, match=r"mined_passages is 3, but a group of 4 .* room for 1"):
         Recipe(group=4, mined_passages=3)
+
+
+def test_an_average_of_no_snapshot_is_refused():
+    with pytest.raises(ValueError, match=r"No snapshot is saved from step 1200 to 1800: .* of 600"):
+        Recipe(steps=600)
+    with pytest.raises(ValueError, match="No snapshot is saved from step 10 to 20"):
+        Recipe(average_from=10, average_to=20)
+    assert Recipe().averaged() == [1200, 1500, 1800]
+    assert Recipe(steps=600, average_from=0, average_to=0).averaged() == []
+
+
+def test_a_folder_without_a_training_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"No training in .*: `make reranker` makes one"):
+        Recipe.of(tmp_path)
+
+
+def test_thinned_texts_keep_their_order_and_their_beginning():
+    text, rng = "Title: First one. Second; third! Fourth.", random.Random(0)
+    thinned = {training._thin(text, rng) for _ in range(200)}
+    assert len(thinned) == 16 and text in thinned
+    assert all(short.startswith("Title:") for short in thinned)
+    sentences = text.split()
+    for short in thinned:
+        places = [sentences.index(word) for word in short.split()]
+        assert places == sorted(places)
+    assert training._thin_words("alone", random.Random(1)) == "alone"
+    words = [len(training._thin_words("w " * 1000, rng).split()) for _ in range(20)]
+    assert 830 < np.mean(words) < 870
