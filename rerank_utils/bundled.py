@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 
 MINILM_SHA256 = "53aa51172d142c89d9012cce15ae4d6cc0ca6895895114379cacb4fab128d9db"
 MAX_LENGTH = 128
-"""Tokens of a pair on which the bundled reranker was trained. It ranks worse on longer ones: the
-positions beyond were never trained to take part in a comparison."""
+"""Tokens of a pair in most of the bundled reranker's training; in some steps it had twice as many.
+On pairs longer than those it ranks worse: positions beyond never took part in a comparison."""
 WEIGHTS = "model.safetensors"
 ADAPTER = "adapter_model.safetensors"
 MANIFEST = "manifest.json"

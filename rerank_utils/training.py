@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import re
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -60,8 +59,6 @@ class Recipe:
     max_length: int = MAX_LENGTH
     long_length: int = 256
     long_share: float = 0.15
-    start: str = ""
-    thinned: float = 0.0
     rank: int = 64
     alpha: int = 32
     save_every: int = 100
@@ -184,8 +181,6 @@ class Trainer:
         torch.manual_seed(recipe.seed)
         rng = random.Random(recipe.seed)
         descent = Descent(model, recipe.rate, recipe.steps, recipe.warmup)
-        if recipe.start:
-            set_adapter(model, load_adapter(Path(recipe.start)))
         first = self._resume(model, descent, rng)
         model.eval()  # no dropout, as for the teacher
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
@@ -221,8 +216,6 @@ class Trainer:
             for i, group in zip(batch, groups, strict=True)
             for column in group
         ]
-        if step < recipe.thinned * recipe.steps:
-            pairs = [(_thin_words(query, rng), _thin(text, rng)) for query, text in pairs]
         is_long = rng.random() < recipe.long_share
         window = recipe.long_length if is_long else recipe.max_length
         logits = self._score(model, pairs, window).view(len(batch), -1)
@@ -291,13 +284,15 @@ class Trainer:
 
     def _average(self, model: PeftModel) -> None:
         """Put the mean of some snapshots into the model: it ranks better than any one of them."""
-        snapshots = [load_adapter(self._snapshot(step)) for step in self.recipe.averaged()]
-        if snapshots:
+        from peft import load_peft_weights, set_peft_model_state_dict
+
+        steps = self.recipe.averaged()
+        saved = [load_peft_weights(str(self._snapshot(step)), device="cpu") for step in steps]
+        if saved:
             mean = {
-                name: torch.stack([weights[name] for weights in snapshots]).mean(0)
-                for name in snapshots[0]
+                name: torch.stack([weights[name] for weights in saved]).mean(0) for name in saved[0]
             }
-            set_adapter(model, mean)
+            set_peft_model_state_dict(model, mean)
 
     def _snapshot(self, step: int) -> Path:
         return self.output / "snapshots" / str(step)
@@ -326,17 +321,6 @@ class Trainer:
         return state["step"]
 
 
-def _thin(document: str, rng: random.Random) -> str:
-    """The first sentence, and every further one with probability 1/2."""
-    first, *others = re.split(r"(?<=[.:;!?])\s+", document)
-    return " ".join([first, *(sentence for sentence in others if rng.random() < 0.5)])
-
-
-def _thin_words(query: str, rng: random.Random) -> str:
-    """Every word with probability 0.85, but never none."""
-    return " ".join(word for word in query.split() if rng.random() < 0.85) or query
-
-
 def _trained(model: PeftModel) -> dict[str, torch.Tensor]:
     """The weights that training changes."""
     return {
@@ -350,20 +334,6 @@ def _load(model: PeftModel, weights: dict[str, torch.Tensor], source: Path) -> N
     odd = model.load_state_dict(weights, strict=False).unexpected_keys
     if odd:
         raise ValueError(f"{source} holds weights this model has not, such as {odd[0]}.")
-
-
-def load_adapter(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights of an adapter, from the folder it was saved into."""
-    from peft import load_peft_weights
-
-    return load_peft_weights(str(folder), device="cpu")
-
-
-def set_adapter(model: PeftModel, weights: dict[str, torch.Tensor]) -> None:
-    """Give a model the weights of an adapter of the same shape, in place."""
-    from peft import set_peft_model_state_dict
-
-    set_peft_model_state_dict(model, weights)
 
 
 def _save(state: dict[str, Any], path: Path) -> None:

@@ -1,9 +1,9 @@
 """How a training went: `python -m rerank_utils.training_curve FOLDER`.
 
 Writes the record that the course draws its curves from: the losses; how well each snapshot of the
-cross-encoder reranks the dense candidates of dev; and how well the encoder of the first stage
-retrieves when it is tuned with a part of the reports. These smaller tunings are run here, a few
-minutes each, and kept in the folder.
+cross-encoder, and their average, rerank the dense candidates of dev; and how well the encoder of
+the first stage retrieves when it is tuned with a part of the reports. These smaller tunings are run
+here, a few minutes each, and kept in the folder.
 """
 
 from __future__ import annotations
@@ -78,6 +78,11 @@ def record(folder: Path, shares: list[float], queries: int | None = None) -> dic
             {"step": int(snapshot.name), "nDCG@10": quality(snapshot, candidates, collection)}
         )
         print(steps[-1], flush=True)
+    result = {
+        "averaged": Recipe.of(folder).averaged(),
+        "nDCG@10": quality(folder / "adapter", candidates, collection),
+    }
+    print(result, flush=True)
     for share in sorted(shares):
         reports.append(tuned_quality(folder, share, collection))
         print(reports[-1], flush=True)
@@ -91,6 +96,7 @@ def record(folder: Path, shares: list[float], queries: int | None = None) -> dic
         },
         "losses": [json.loads(line) for line in lines],
         "steps": steps,
+        "result": result,
         "reports": reports,
     }
 

@@ -2,15 +2,16 @@
 
 import json
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file
 
 from rerank_utils import training, training_curve
+from rerank_utils.bundled import ADAPTER
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
-from rerank_utils.training import Recipe, Trainer, load_adapter
+from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_data import training_documents
 
 SMALL = Recipe(
@@ -75,27 +76,18 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
         path.name for path in (tmp_path / "whole").iterdir()
     }
 
-    adapter, *snapshots = (
-        load_adapter(tmp_path / "whole" / name)
-        for name in ("adapter", "snapshots/2", "snapshots/4")
-    )
+    names = ("adapter", "snapshots/2", "snapshots/4")
+    adapter, *snapshots = (load_file(tmp_path / "whole" / name / ADAPTER) for name in names)
     assert any(not torch.equal(*(weights[name] for weights in snapshots)) for name in adapter)
     for name, value in adapter.items():
         mean = sum(weights[name] for weights in snapshots) / 2
         torch.testing.assert_close(value, mean, msg=name)
 
-    start = {"start": str(tmp_path / "whole" / "adapter"), "thinned": 1.0, "rate": 0.0}
-    Trainer(
-        replace(SMALL, **start), tmp_path / "second"
-    ).run()  # with no rate, ends where it starts
-    for name, value in load_adapter(tmp_path / "second" / "adapter").items():
-        torch.testing.assert_close(value, adapter[name], msg=name)
-
     folder, output = tmp_path / "whole", tmp_path / "log"
     monkeypatch.chdir(tmp_path)
     training_curve.main(f"{folder} --shares 0.5 1 --queries 2 --output {output}".split())
     curve = json.loads(output.read_text(encoding="utf-8"))
-    assert [row["step"] for row in curve["steps"]] == [2, 4]
+    assert [row["step"] for row in curve["steps"]] == curve["result"]["averaged"] == [2, 4]
     assert curve["losses"] == whole.log
     assert [row["reports"] for row in curve["reports"]] == [15, 30]
     assert not (folder / "shares" / "1").exists()  # that one is the training itself
@@ -121,7 +113,7 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
     assert [row["step"] for row in again.log] == [1, 2, 3, 4]
     for ours, theirs in zip(again.log, whole.log, strict=True):
         assert ours == pytest.approx(theirs, rel=1e-4)
-    for name, value in load_adapter(tmp_path / "broken" / "bundle").items():
+    for name, value in load_file(tmp_path / "broken" / "bundle" / ADAPTER).items():
         torch.testing.assert_close(value.float(), adapter[name], atol=1e-3, rtol=0, msg=name)
 
 
@@ -142,17 +134,3 @@ def test_an_average_of_no_snapshot_is_refused():
 def test_a_folder_without_a_training_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No training in .*: `make reranker` makes one"):
         Recipe.of(tmp_path)
-
-
-def test_thinned_texts_keep_their_order_and_their_beginning():
-    text, rng = "Title: First one. Second; third! Fourth.", random.Random(0)
-    thinned = {training._thin(text, rng) for _ in range(200)}
-    assert len(thinned) == 16 and text in thinned
-    assert all(short.startswith("Title:") for short in thinned)
-    sentences = text.split()
-    for short in thinned:
-        places = [sentences.index(word) for word in short.split()]
-        assert places == sorted(places)
-    assert training._thin_words("alone", random.Random(1)) == "alone"
-    words = [len(training._thin_words("w " * 1000, rng).split()) for _ in range(20)]
-    assert 830 < np.mean(words) < 870
