@@ -1,7 +1,7 @@
 """Report: the full test split of the offline profile, as the table the README shows.
 
-`python -m rerank_utils.report --help`. The two choices, how BM25 and dense are fused and the weight
-of the reranker in the mix, are made on dev; on test everything is run once and written down.
+`python -m rerank_utils.report --help`. The choices, how BM25 and dense are fused and the weights of
+the reranker in the mixes, are made on dev; on test everything is run once and written down.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
 Evaluate every pipeline of the course on the full test split: BM25, dense and hybrid retrieval, each
-of them reranked, and dense mixed with the reranker. What can be chosen is chosen on the dev split.
+of them reranked, and dense and hybrid mixed with the reranker. What can be chosen is chosen on dev.
 
 The table goes between the markers in README.md, the figure to notebooks/before_after.png, all
 numbers to artifacts/offline/evaluation.json. Call it at the top of the project. Scores of pairs are
@@ -54,14 +54,14 @@ class Report:
         test: the plain pipeline on test: dense, then reranked.
         table: every pipeline against dense.
         fusion: key of `FUSIONS`, chosen on dev.
-        weight: of the reranker in the mix, chosen on dev.
+        weights: of the reranker in the mix with dense and in that with hybrid, chosen on dev.
         dev: what each choice gave on dev.
     """
 
     test: Result
     table: Experiment
     fusion: str
-    weight: float
+    weights: dict[str, float]
     dev: dict[str, dict]
 
     def numbers(self) -> dict:
@@ -71,7 +71,7 @@ class Report:
         return {
             "dev": self.dev,
             "fusion": self.fusion,
-            "weight": self.weight,
+            "weights": self.weights,
             "test": {
                 "queries": len(self.test.collection.queries),
                 "rows": means,
@@ -127,32 +127,43 @@ def make_report(profile: Profile = OFFLINE, artifacts: Path = ARTIFACTS) -> Repo
     dev, test = (
         run_pipeline(replace(profile, split=split), artifacts) for split in ("dev", "test")
     )
-    dev_qrels = dev.collection.qrels
-    fusion, by_fusion = choose_fusion([_bm25(dev.collection), dev.first_stage], dev_qrels)
-    weight, by_weight = choose_weight(dev.first_stage, dev.reranked, dev_qrels, profile.depth)
-    bm25, dense = _bm25(test.collection), test.first_stage
-    hybrid = FUSIONS[fusion]([bm25, dense])
-    depth = profile.depth
+    qrels, depth = dev.collection.qrels, profile.depth
+    dev_bm25, bm25 = (_bm25(found.collection) for found in (dev, test))
+    fusion, by_fusion = choose_fusion([dev_bm25, dev.first_stage], qrels)
+    dev_hybrid = FUSIONS[fusion]([dev_bm25, dev.first_stage])
+    hybrid = FUSIONS[fusion]([bm25, test.first_stage])
+    first_stages = {"dense": (dev.first_stage, test.first_stage), "hybrid": (dev_hybrid, hybrid)}
+    reranked = {
+        "dense": (dev.reranked, test.reranked),
+        "hybrid": (_reranked(dev_hybrid, dev, artifacts), _reranked(hybrid, test, artifacts)),
+    }
+    by_weight = {
+        name: choose_weight(run, reranked[name][0], qrels, depth)
+        for name, (run, _) in first_stages.items()
+    }
+    weights = {name: weight for name, (weight, _) in by_weight.items()}
     runs = {
         "BM25": bm25,
-        DENSE: dense,
+        DENSE: test.first_stage,
         f"hybrid: BM25 and dense ({fusion}, chosen on dev)": hybrid,
         f"BM25, top {depth} reranked": _reranked(bm25, test, artifacts),
         f"dense, top {depth} reranked": test.reranked,
-        f"hybrid, top {depth} reranked": _reranked(hybrid, test, artifacts),
-        f"dense and reranker mixed ({weight:g} reranker, chosen on dev)": interpolate(
-            dense, test.reranked, weight, depth
-        ),
+        f"hybrid, top {depth} reranked": reranked["hybrid"][1],
+    } | {
+        f"{name} and reranker mixed ({weight:g} reranker, chosen on dev)": interpolate(
+            first_stages[name][1], reranked[name][1], weight, depth
+        )
+        for name, weight in weights.items()
     }
     chosen = {
-        "queries": len(dev_qrels),
+        "queries": len(qrels),
         "dense": dev.before.means(),
         "reranked": dev.after.means(),
         "by fusion": by_fusion,
-        "nDCG@10 by weight": by_weight,
+        "nDCG@10 by weight": {name: scores for name, (_, scores) in by_weight.items()},
     }
     table = experiment(runs, test.collection.qrels, baseline=DENSE)
-    return Report(test, table, fusion, weight, chosen)
+    return Report(test, table, fusion, weights, chosen)
 
 
 def _bm25(collection: Collection) -> Run:
@@ -160,8 +171,8 @@ def _bm25(collection: Collection) -> Run:
     return search_bm25(collection.documents, collection.queries, depth)
 
 
-def _reranked(run: Run, test: Result, artifacts: Path) -> Run:
-    profile, collection = test.profile, test.collection
+def _reranked(run: Run, found: Result, artifacts: Path) -> Run:
+    profile, collection = found.profile, found.collection
     reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
     cache = score_cache(profile, artifacts)
     texts = (collection.queries, collection.documents)
@@ -224,7 +235,8 @@ def main(arguments: list[str] | None = None) -> int:
     quiet_libraries()
     report = make_report(replace(OFFLINE, queries=options.queries))
     print(f"\n{report.table}\n")
-    print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {report.weight:g}")
+    weights = ", ".join(f"{weight:g} ({name})" for name, weight in report.weights.items())
+    print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {weights}")
     if options.queries:
         return 0
     folder = ARTIFACTS / "offline"

@@ -86,10 +86,12 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     )
     report = make_report(small_profile, tmp_path)
     names = list(report.table.evaluations)
-    assert len(names) == 7 and len(report.table.rows) == 7 * len(MEASURES)
+    assert len(names) == 8 and len(report.table.rows) == 8 * len(MEASURES)
     assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE
     assert sum("top 8 reranked" in name for name in names) == 3
-    assert report.fusion in names[2] and f"{report.weight:g} reranker" in names[6]
+    assert report.fusion in names[2]
+    for name, (first_stage, weight) in zip(names[6:], report.weights.items(), strict=True):
+        assert name.startswith(first_stage) and f"{weight:g} reranker" in name
     assert len(scored) == len(set(scored)) > 2 * 6 * 8
 
     numbers = json.loads(json.dumps(report.numbers()))
