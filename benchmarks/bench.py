@@ -169,5 +169,5 @@ def _cell(value: Any) -> str:
     if value is None:
         return "–"
     if isinstance(value, float):
-        return f"{value:,.1f}" if abs(value) >= 100 else f"{value:.3g}"
+        return f"{value:,.1f}" if abs(value) >= 100 else f"{value + 0.0:.3g}"  # no "-0"
     return str(value)
