@@ -1,13 +1,17 @@
 """The models that come with packages: checked, merged, repaired."""
 
 import json
+import re
 import shutil
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from rerank_utils import bundled
 from rerank_utils.reranking import load_reranker, score_pairs
+from rerank_utils.training import Recipe
+from rerank_utils.training_curve import RECORD
 
 MEGABYTES = 1_000_000
 
@@ -30,6 +34,18 @@ def test_the_bundle_is_small_and_complete():
     assert {"adapter_model.safetensors", "adapter_config.json", "manifest.json"} <= set(files)
     assert "README.md" in files  # the model card
     assert sum(files.values()) <= 6 * MEGABYTES
+
+
+def test_card_log_and_makefile_tell_the_same_story():
+    """What `make reranker` says it expects is the card's figure, by the recipe of the log."""
+    card = (bundled.adapter_path() / "README.md").read_text(encoding="utf-8")
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    expected = re.search(r"nDCG@10 (0\.\d+) here; expect that within (0\.\d+)", makefile)
+    assert f"| dense, top 50 reranked | {expected[1]} |" in card
+    assert f"Expect nDCG@10 within {expected[2]} of" in card
+    log = json.loads((bundled.adapter_path() / RECORD).read_text(encoding="utf-8"))
+    assert log["result"]["averaged"] == Recipe().averaged()
+    assert log["losses"][-1]["step"] == log["steps"][-1]["step"] == Recipe().steps
 
 
 def test_the_packaged_minilm_is_the_one_the_course_was_made_with():
