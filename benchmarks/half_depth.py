@@ -41,8 +41,7 @@ def mine(trainer: Trainer, steps: int) -> list[Group]:
         for place, scores in zip(batch, teacher.scores(batch), strict=True):
             columns = trainer.group(place, scores, rng)
             positive, *negatives = (data.documents[data.ids[column]] for column in columns)
-            others = [text for text in negatives if text != positive]  # docstrings repeat
-            groups.append(Group(data.queries[place].text, [positive], others))
+            groups.append(Group(data.queries[place].text, [positive], negatives))
     return groups
 
 

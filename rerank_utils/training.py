@@ -283,7 +283,7 @@ class Trainer:
         return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)]
 
     def _average(self, model: PeftModel) -> None:
-        """Put the mean of some snapshots into the model: it ranks better than any one of them."""
+        """Put the mean of some snapshots into the model: on dev as good as the best."""
         from peft import load_peft_weights, set_peft_model_state_dict
 
         steps = self.recipe.averaged()

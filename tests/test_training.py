@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_utils import training, training_curve
+from rerank_utils import training, training_curve, training_data
 from rerank_utils.bundled import ADAPTER
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
 from rerank_utils.training import Recipe, Trainer
@@ -55,6 +55,13 @@ def test_nothing_held_out_takes_part(asked_in_training):
 
 def test_no_query_names_its_answer(asked_in_training):
     assert not any("CWE-" in query.text for query in asked_in_training)
+
+
+def test_docstrings_with_the_same_text_are_one_document(monkeypatch):
+    found = {"first": "the same", "second": "the same", "third": "another"}
+    monkeypatch.setattr(training_data, "_documented", lambda path: found)
+    drawn = training_data.read_docstrings(3, seed=0)
+    assert sorted(text for _, text in drawn) == ["another", "the same"]
 
 
 def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
