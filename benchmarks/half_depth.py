@@ -1,8 +1,9 @@
 """Half the layers of the bundled reranker: `python benchmarks/half_depth.py FOLDER`.
 
-Distils it with FlagEmbedding's trainer, on groups mined as `rerank_utils.training` mines them, and
-compares student and teacher on dev: quality, and pairs a second. FOLDER is that of a training: the
-tuned encoder in it is what mines.
+Distils it on groups mined as `rerank_utils.training` mines them, and compares student and teacher
+on dev: quality, and pairs a second. One student follows its teacher's layers (`match_layers`);
+with `--score-steps` another learns from the scores alone, with FlagEmbedding's trainer. FOLDER is
+that of a training: the tuned encoder in it is what mines.
 """
 
 from __future__ import annotations
@@ -16,11 +17,12 @@ from pathlib import Path
 
 from bench import take_turns, write
 
+from rerank_utils.distillation import half_depth, match_layers, teacher_scores
 from rerank_utils.engines import has_bfloat16
 from rerank_utils.evaluation import evaluate
-from rerank_utils.finetuning import finetune, half_depth, teacher_scores
+from rerank_utils.finetuning import finetune
 from rerank_utils.hub import quiet_libraries
-from rerank_utils.mining import Group, write_jsonl
+from rerank_utils.mining import Group, read_jsonl, write_jsonl
 from rerank_utils.pipeline import retrieve
 from rerank_utils.profiles import OFFLINE, locate
 from rerank_utils.reranking import load_reranker, rerank
@@ -45,32 +47,20 @@ def mine(trainer: Trainer, steps: int) -> list[Group]:
     return groups
 
 
-def main(arguments: Sequence[str] | None = None) -> None:
-    """Mine, let the teacher score, distil, compare."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
-    parser.add_argument("--reranker", default=OFFLINE.reranker, help="the teacher")
-    parser.add_argument("--steps", type=int, default=600)
-    parser.add_argument("--rate", type=float, default=3e-4)
-    parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
-    parser.add_argument("--rounds", type=int, default=1, help="of the comparison")
-    given = parser.parse_args(arguments)
-    quiet_libraries()
-    profile = replace(OFFLINE, queries=given.queries, depth=DEPTH)
-    window, source = profile.reranker_length, locate(given.reranker)
-    teacher = load_reranker(source, window, "cpu")
-
-    trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
-    lines = work / "train.jsonl"
+def learn_scores(
+    trainer: Trainer, source: Path, groups: list[Group], folder: Path, steps: int
+) -> Path:
+    """A student of half the layers, trained on the teacher's scores alone."""
+    window, lines = OFFLINE.reranker_length, folder / "scored.jsonl"
     if not lines.exists():
-        groups = mine(trainer, given.steps)
-        write_jsonl(teacher_scores(groups, teacher, **QUICK), lines)
-    student = finetune(
-        half_depth(source, work / "as_cut"),
+        few = groups[: steps * trainer.recipe.queries_per_step]
+        write_jsonl(teacher_scores(few, load_reranker(source, window, "cpu"), **QUICK), lines)
+    return finetune(
+        half_depth(source, folder / "as_cut"),
         lines,
-        work / "distilled",
-        steps=given.steps,
-        rate=given.rate,
+        folder / "scores",
+        steps=steps,
+        rate=2e-4,
         batch=trainer.recipe.queries_per_step,
         group=trainer.recipe.group,
         query_length=window // 2,
@@ -81,10 +71,48 @@ def main(arguments: Sequence[str] | None = None) -> None:
         device="cpu",
     )
 
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Mine, distil, compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
+    parser.add_argument("--reranker", default=OFFLINE.reranker, help="the teacher")
+    parser.add_argument("--steps", type=int, default=2200)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--score-steps", type=int, default=0, help="of learning scores alone")
+    parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
+    parser.add_argument("--rounds", type=int, default=1, help="of the comparison")
+    given = parser.parse_args(arguments)
+    quiet_libraries()
+    profile = replace(OFFLINE, queries=given.queries, depth=DEPTH)
+    window, source = profile.reranker_length, locate(given.reranker)
+
+    trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
+    lines = work / "train.jsonl"
+    if not lines.exists():
+        write_jsonl(mine(trainer, max(given.steps, given.score_steps)), lines)
+    models = {
+        "teacher": source,
+        "half, as cut": half_depth(source, work / "as_cut"),
+        "half, layers matched": match_layers(
+            source,
+            lines,
+            work / "layers",
+            steps=given.steps,
+            rate=given.rate,
+            batch=trainer.recipe.queries_per_step,
+            max_length=window,
+            device="cpu",
+        ),
+    }
+    if given.score_steps:
+        models["half, scores alone"] = learn_scores(
+            trainer, source, read_jsonl(lines), work, given.score_steps
+        )
+
     collection = profile.load().split("dev", given.queries)
     candidates = retrieve(profile, collection)
     few = Run.from_lists(*zip(*list(candidates)[:8], strict=True))
-    models = {"teacher": source, "half, as cut": work / "as_cut", "half, distilled": student}
     rerankers = {name: load_reranker(model, window, "cpu") for name, model in models.items()}
 
     def work_on(run: Run) -> dict[str, Callable[[], Run]]:
@@ -111,7 +139,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, timing in timings.items()
     ]
     facts = {"queries": len(collection.queries), "depth": DEPTH, "max length": window}
-    write("half_depth", facts | {"steps": given.steps, "rate": given.rate}, rows)
+    trained = {"steps": given.steps, "rate": given.rate, "steps on scores": given.score_steps}
+    write("half_depth", facts | trained, rows)
 
 
 if __name__ == "__main__":

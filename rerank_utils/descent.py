@@ -1,11 +1,16 @@
-"""One step of training after another: AdamW, a warm-up, a cosine decay to zero."""
+"""One step of training after another: AdamW, a warm-up, a cosine decay to zero; and its inputs."""
 
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+
+if TYPE_CHECKING:
+    from transformers import BatchEncoding, PreTrainedTokenizerBase
 
 
 class Descent:
@@ -44,3 +49,41 @@ class Descent:
         """Go on from a saved state."""
         self.optimizer.load_state_dict(state["optimizer"])
         self.schedule.load_state_dict(state["schedule"])
+
+
+def length_parts(
+    tokenizer: PreTrainedTokenizerBase,
+    pairs: Sequence[tuple[str, str]],
+    window: int,
+    device: torch.device | str,
+    parts: int = 3,
+) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
+    """Pairs as inputs of a model, in parts of like length, which saves padding.
+
+    Args:
+        tokenizer: the model's.
+        pairs: query and document; the longer text of a pair is cut first.
+        window: tokens of a pair.
+        device: where the inputs go.
+        parts: how many.
+
+    Yields:
+        The places of a part's pairs, and its inputs. The shortest pairs come first.
+    """
+    encoded = tokenizer(
+        [query for query, _ in pairs],
+        [document for _, document in pairs],
+        truncation="longest_first",  # a few queries alone are longer than the window
+        max_length=window,
+    )
+    order = np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
+    for part in np.array_split(order, min(parts, len(order))):
+        rows = {name: [values[i] for i in part] for name, values in encoded.items()}
+        yield part, tokenizer.pad(rows, return_tensors="pt").to(device)
+
+
+def in_order(parts: Sequence[torch.Tensor], places: Sequence[np.ndarray]) -> torch.Tensor:
+    """The (pairs,) values of all parts, each at its pair's place."""
+    back = np.argsort(np.concatenate(places))
+    joined = torch.cat(list(parts))
+    return joined[torch.from_numpy(back).to(joined.device)]

@@ -1,34 +1,36 @@
 """Fine-tuning: a reranker for one's own data, with FlagEmbedding's own trainer.
 
 `finetune` wraps `FlagEmbedding.finetune.reranker.encoder_only.base` (see `trainer` for what is
-mended in it). `teacher_scores` and `half_depth` are for distillation: a small model that learns
-to score as a large one does.
+mended in it). How a small model learns from a large one is in `distillation`.
 """
 
 from __future__ import annotations
 
 import json
-import logging
 import math
 import shutil
 import tempfile
 import warnings
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .batching import best_device, check_max_length
 from .bundled import file_sha256, untrained_reranker
-from .hub import find_model, quiet_libraries
-from .mining import Group, read_jsonl
-from .reranking import score_pairs
-
-if TYPE_CHECKING:
-    from FlagEmbedding import FlagReranker
-
-WEIGHT_FILES = ("*.safetensors", "*.bin")
+from .hub import find_model
+from .mining import read_jsonl
+from .training_folder import (
+    can_half,
+    check_device,
+    check_file,
+    check_pace,
+    check_steps,
+    check_window,
+    claim_folder,
+    identity,
+    quiet,
+    write_model,
+)
 
 
 class CollapseWarning(UserWarning):
@@ -109,17 +111,13 @@ def finetune(
         KeyboardInterrupt: with what is kept, and how to go on.
     """
     output, train_file = Path(output), Path(train_file)
-    device = _check_device(device or best_device())
+    device = check_device(device or best_device())
     groups = read_jsonl(train_file)
-    _check_file(groups, train_file, batch, group, distil)
-    steps = _check_steps(steps, epochs, len(groups) // batch)
-    if min(rate, save_every, log_every) <= 0 or not 0 <= warmup <= 1:
-        raise ValueError(
-            f"rate is {rate}, save_every {save_every}, log_every {log_every} and warmup {warmup}: "
-            "the first three must be above 0, warmup from 0 to 1."
-        )
+    check_file(groups, train_file, batch, group, distil)
+    steps = check_steps(steps, epochs, len(groups) // batch)
+    check_pace(rate, warmup, save_every, log_every)
     found = find_model(base)
-    window = _check_window(found, query_length, passage_length)
+    window = check_window(found, query_length, passage_length)
     settings = {
         "steps": steps,
         "rate": rate,
@@ -129,16 +127,16 @@ def finetune(
         "passage_length": passage_length,
         "warmup": warmup,
         "dropout": dropout,
-        "half": _can_half(device) if half is None else half,
+        "half": can_half(device) if half is None else half,
         "distil": distil,
         "seed": seed,
     }
-    data = {"base": _identity(base), "train_file": file_sha256(train_file)}
-    _claim_folder(output, settings | data)
+    data = {"base": identity(base), "train_file": file_sha256(train_file)}
+    claim_folder(output, settings | data)
     model = output / "model"
     if model.exists():
         return model
-    with _quiet(), tempfile.TemporaryDirectory(prefix="rerank-lines-") as cache:
+    with quiet(), tempfile.TemporaryDirectory(prefix="rerank-lines-") as cache:
         from .trainer import runner
 
         running = runner(
@@ -152,7 +150,7 @@ def finetune(
             **settings,
         )
         _train(running, output)
-        _write_model(running, model, window)
+        write_model(running.model.model, running.tokenizer, model, window)
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     _warn_of_collapse(read_log(output), math.log(group) * (2 if distil else 1))
     return model
@@ -168,104 +166,6 @@ def read_log(output: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def _check_device(device: str) -> str:
-    if device not in ("cpu", "cuda", "cuda:0"):
-        raise ValueError(
-            f"device is {device!r}: training runs on 'cpu' or 'cuda:0'; set CUDA_VISIBLE_DEVICES "
-            "before Python starts to choose another GPU."
-        )
-    if device == "cpu":
-        return device
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but there is no such GPU here: use 'cpu'.")
-    return device
-
-
-def _check_file(groups: Sequence[Group], path: Path, batch: int, group: int, distil: bool) -> None:
-    if group < 2:
-        raise ValueError(f"group is {group}: a group needs a positive and a negative.")
-    if not 1 <= batch <= len(groups):
-        raise ValueError(
-            f"batch is {batch}, but {path} has {len(groups)} lines: choose from 1 to that number, "
-            "or no step can be made."
-        )
-    scored = sum(group.pos_scores is not None for group in groups)
-    if distil and scored < len(groups):
-        raise ValueError(
-            f"{len(groups) - scored} of {len(groups)} lines of {path} have no pos_scores and "
-            "neg_scores, which distil needs: fill them with teacher_scores."
-        )
-    short = sum(len(line.neg) < group - 1 for line in groups)
-    if short:
-        warnings.warn(
-            f"{short} of {len(groups)} lines have fewer than {group - 1} negatives: a group of "
-            f"{group} shows some of them twice.",
-            stacklevel=3,
-        )
-
-
-def _check_steps(steps: int | None, epochs: float | None, batches: int) -> int:
-    if (steps is None) == (epochs is None):
-        raise ValueError("Give either steps or epochs, one of them.")
-    total = steps if epochs is None else round(epochs * batches)
-    if total < 1:
-        raise ValueError(f"That makes {total} steps: train for at least one.")
-    return total
-
-
-def _check_window(model: str, query_length: int, passage_length: int) -> int:
-    from transformers import AutoConfig
-
-    window = query_length + passage_length
-    try:
-        if min(query_length, passage_length) < 8:
-            raise ValueError("each must be at least 8.")
-        check_max_length(window, AutoConfig.from_pretrained(model))
-    except ValueError as error:
-        raise ValueError(
-            f"query_length {query_length} and passage_length {passage_length} make a window of "
-            f"{window} tokens: {error}"
-        ) from None
-    return window
-
-
-def _can_half(device: str) -> bool:
-    import torch
-
-    return device.startswith("cuda") and torch.cuda.is_bf16_supported()
-
-
-def _identity(base: str | Path) -> str:
-    """What tells one base model from another: the sha256 of a folder's weights, or a hub name."""
-    folder = Path(base)
-    if not folder.is_dir():
-        return str(base)
-    weights = sorted(path for kind in WEIGHT_FILES for path in folder.glob(kind))
-    return " ".join(file_sha256(path) for path in weights)
-
-
-def _claim_folder(output: Path, recipe: dict[str, Any]) -> None:
-    """Take a new folder, or one of the same training; refuse any other."""
-    saved = output / "recipe.json"
-    if saved.exists():
-        before = json.loads(saved.read_text(encoding="utf-8"))
-        odd = [key for key in recipe if before.get(key) != recipe[key]]
-        if odd:
-            changed = ", ".join(
-                f"{key} {before.get(key)!s:.16}, now {recipe[key]!s:.16}" for key in odd
-            )
-            raise ValueError(
-                f"{output} holds a training with other arguments ({changed}): choose another "
-                "folder, or the same arguments to go on."
-            )
-    elif output.exists() and any(output.iterdir()):
-        raise ValueError(f"{output} is not empty and holds no training: choose a new folder.")
-    output.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
-
-
 def _train(running: Any, output: Path) -> None:
     from .trainer import last_checkpoint
 
@@ -278,53 +178,6 @@ def _train(running: Any, output: Path) -> None:
             f"Stopped after step {running.trainer.state.global_step}; {kept} in {output}. Call "
             "finetune again with the same arguments to go on from there."
         ) from None
-
-
-def _write_model(running: Any, folder: Path, window: int) -> None:
-    """Write into a fresh folder, then move: a folder called `model` is always whole."""
-    fresh = folder.with_name("model.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
-    tokenizer = running.tokenizer
-    if tokenizer.model_max_length > 1_000_000:  # what transformers says where nobody has set it
-        tokenizer.model_max_length = window
-    tokenizer.model_max_length = max(window, tokenizer.model_max_length)
-    try:
-        running.model.model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        fresh.replace(folder)
-    except Exception as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise OSError(
-            f"The model could not be written to {folder} ({error}); the last checkpoint is kept. "
-            "Make room on the disk and call again with the same arguments."
-        ) from error
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """No log lines and bars from the libraries, and their log set-up undone afterwards."""
-    from datasets.utils.logging import (
-        disable_progress_bar,
-        enable_progress_bar,
-        is_progress_bar_enabled,
-    )
-
-    quiet_libraries()
-    root, bars = logging.getLogger(), is_progress_bar_enabled()
-    handlers, level = list(root.handlers), root.level
-    before = logging.root.manager.disable
-    logging.disable(logging.WARNING)
-    disable_progress_bar()
-    try:
-        with warnings.catch_warnings():
-            # FlagEmbedding's collator pads to the longest, and says a length that is not used
-            warnings.filterwarnings("ignore", "`max_length` is ignored when `padding`")
-            yield
-    finally:
-        logging.disable(before)
-        root.handlers[:], root.level = handlers, level
-        if bars:
-            enable_progress_bar()
 
 
 def _warn_of_collapse(log: Sequence[dict[str, float]], guessing: float) -> None:
@@ -368,91 +221,11 @@ def fresh_reranker(encoder: str | Path, output: str | Path, max_length: int = 51
     from transformers import AutoTokenizer
 
     found = find_model(encoder)
-    with _quiet(), torch.random.fork_rng(devices=[]):
+    with quiet(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         model = untrained_reranker(found)
         check_max_length(max_length, model.config)
         model.save_pretrained(output)
         tokenizer = AutoTokenizer.from_pretrained(found, model_max_length=max_length)
         tokenizer.save_pretrained(output)
-    return Path(output)
-
-
-def teacher_scores(
-    groups: Sequence[Group],
-    reranker: FlagReranker,
-    temperature: float = 1.0,
-    **options: Any,
-) -> list[Group]:
-    """The same groups with a teacher's scores, for `finetune(..., distil=True)`.
-
-    FlagEmbedding takes the softmax of the scores of a group as the target. Logits are right
-    for that. Probabilities are not: from 0 to 1 they give nearly the same target to all.
-
-    Args:
-        groups: see `mining.Mined`.
-        reranker: the teacher.
-        temperature: what the scores are divided by. Above 1 the target is softer, and tells more
-            about the order of the negatives.
-        options: cache, backend and dtype of `reranking.score_pairs`.
-    """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}: give a number above 0.")
-    pairs = [(group.query, text) for group in groups for text in [*group.pos, *group.neg]]
-    distinct = list(dict.fromkeys(pairs))
-    found = score_pairs(reranker, distinct, **options) / temperature
-    score = dict(zip(distinct, found.tolist(), strict=True))
-    return [
-        replace(
-            group,
-            pos_scores=[score[group.query, text] for text in group.pos],
-            neg_scores=[score[group.query, text] for text in group.neg],
-        )
-        for group in groups
-    ]
-
-
-def half_depth(source: str | Path, output: str | Path, layers: Sequence[int] | None = None) -> Path:
-    """A reranker with some of the layers of another: what a distilled model starts from.
-
-    Embeddings, kept layers, pooler, head and tokenizer are the source's. Without training the
-    result ranks badly: its layers have never been neighbours.
-
-    Args:
-        source: folder or hub name of a BERT or (XLM-)RoBERTa reranker.
-        output: where the new model is written.
-        layers: which layers to keep, counted from 0, in rising order; by default every second
-            one, the last included.
-
-    Returns:
-        `output`, for FlagReranker.
-
-    Raises:
-        ValueError: layers that the model does not have, or a model of another kind.
-    """
-    from torch.nn import ModuleList
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
-    found = find_model(source)
-    if Path(output).resolve() == Path(found).resolve():
-        raise ValueError(f"output is the source itself, {output}: choose another folder.")
-    with _quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(found)
-        encoder = getattr(model.base_model, "encoder", None)
-        stack = getattr(encoder, "layer", None)
-        if not isinstance(stack, ModuleList):
-            raise ValueError(
-                f"{source} is a {model.config.model_type} model, whose layers are not known here: "
-                "give a BERT or XLM-RoBERTa reranker."
-            )
-        depth = len(stack)
-        kept = list(range((depth - 1) % 2, depth, 2)) if layers is None else list(layers)
-        if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < depth:
-            raise ValueError(
-                f"layers is {kept}: name layers from 0 to {depth - 1}, each once, in rising order."
-            )
-        encoder.layer = ModuleList(stack[i] for i in kept)
-        model.config.num_hidden_layers = len(kept)
-        model.save_pretrained(output)
-        AutoTokenizer.from_pretrained(found).save_pretrained(output)
     return Path(output)

@@ -17,7 +17,7 @@ import random
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -25,9 +25,10 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
 from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
-from .descent import Descent
+from .descent import Descent, in_order, length_parts
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
+from .training_folder import save_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -170,7 +171,7 @@ class Trainer:
                 "queries": encoder.embed([query.text for query in data.queries]),
                 "documents": encoder.embed(list(data.documents.values())),
             }
-            _save(state, saved)
+            save_state(state, saved)
         state = torch.load(saved, map_location=self.device, weights_only=False)
         _load(model, state["model"], saved)
         return Teacher(data, state["queries"], state["documents"], recipe.bm25_weight)
@@ -264,23 +265,12 @@ class Trainer:
 
     def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""
-        encoded = self.tokenizer(
-            [query for query, _ in pairs],
-            [document for _, document in pairs],
-            truncation="longest_first",  # a few sentences alone are longer than the window
-            max_length=window,
-        )
-        lengths = np.array([len(ids) for ids in encoded["input_ids"]])
-        order = np.argsort(lengths, kind="stable")
-        parts = []
-        for part in np.array_split(order, 3):
-            inputs = self.tokenizer.pad(
-                {name: [values[i] for i in part] for name, values in encoded.items()},
-                return_tensors="pt",
-            ).to(self.device)
+        parts, places = [], []
+        for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
             with torch.autocast(self.device.type, torch.bfloat16):
                 parts.append(model(**inputs).logits.float().view(-1))
-        return torch.cat(parts)[torch.from_numpy(np.argsort(order)).to(self.device)]
+            places.append(place)
+        return in_order(parts, places)
 
     def _average(self, model: PeftModel) -> None:
         """Put the mean of some snapshots into the model: on dev as good as the best."""
@@ -306,7 +296,7 @@ class Trainer:
             "rng": rng.getstate(),
             "torch": torch.get_rng_state(),
         }
-        _save(state, self.output / "state.pt")
+        save_state(state, self.output / "state.pt")
 
     def _resume(self, model: PeftModel, descent: Descent, rng: random.Random) -> int:
         saved = self.output / "state.pt"
@@ -334,12 +324,6 @@ def _load(model: PeftModel, weights: dict[str, torch.Tensor], source: Path) -> N
     odd = model.load_state_dict(weights, strict=False).unexpected_keys
     if odd:
         raise ValueError(f"{source} holds weights this model has not, such as {odd[0]}.")
-
-
-def _save(state: dict[str, Any], path: Path) -> None:
-    fresh = path.with_suffix(".tmp")
-    torch.save(state, fresh)
-    fresh.replace(path)  # the last good state stays if saving fails
 
 
 def main(arguments: list[str] | None = None) -> None:

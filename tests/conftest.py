@@ -2,6 +2,7 @@
 
 import json
 import os
+import random
 from collections.abc import Callable
 from pathlib import Path
 
@@ -9,6 +10,7 @@ import pytest
 from cells import taught_source
 
 from rerank_utils import training_data
+from rerank_utils.mining import Group
 from rerank_utils.tiny import build_tiny
 from rerank_utils.training_data import training_documents, training_queries
 
@@ -39,6 +41,32 @@ def tiny_reranker_folder(tiny) -> Path:
 def tiny_xlmr_folder(tiny) -> Path:
     """The layout of the BGE rerankers: XLM-RoBERTa with SentencePiece, random weights."""
     return tiny("xlm-roberta-reranker")
+
+
+@pytest.fixture(scope="session")
+def groups() -> list[Group]:
+    """Nine groups about a word each: two texts that hold it, five that do not."""
+    words = [
+        "apple",
+        "bread",
+        "carrot",
+        "stone",
+        "river",
+        "cloud",
+        "paper",
+        "glass",
+        "metal",
+        "green",
+        "seven",
+        "north",
+    ]
+    rng = random.Random(0)
+    made = []
+    for word in words[:9]:
+        others = [other for other in words if other != word]
+        filler = [" ".join(rng.choices(others, k=4)) for _ in range(5)]
+        made.append(Group(f"what is {word}", [f"{word} is here", f"some {word}"], filler))
+    return made
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 import logging
 import math
-import random
 import warnings
 
 import numpy as np
@@ -14,13 +13,10 @@ from rerank_utils.finetuning import (
     CollapseWarning,
     finetune,
     fresh_reranker,
-    half_depth,
     read_log,
-    teacher_scores,
 )
 from rerank_utils.mining import Group, write_jsonl
 from rerank_utils.reranking import load_reranker, score_pairs
-from rerank_utils.tiny import build_tiny
 
 SMALL = {
     "rate": 3e-3,
@@ -31,31 +27,6 @@ SMALL = {
     "log_every": 1,
     "device": "cpu",
 }
-WORDS = [
-    "apple",
-    "bread",
-    "carrot",
-    "stone",
-    "river",
-    "cloud",
-    "paper",
-    "glass",
-    "metal",
-    "green",
-    "seven",
-    "north",
-]
-
-
-@pytest.fixture(scope="module")
-def groups():
-    rng = random.Random(0)
-    made = []
-    for word in WORDS[:9]:
-        others = [other for other in WORDS if other != word]
-        filler = [" ".join(rng.choices(others, k=4)) for _ in range(5)]
-        made.append(Group(f"what is {word}", [f"{word} is here", f"some {word}"], filler))
-    return made
 
 
 @pytest.fixture
@@ -235,70 +206,6 @@ def test_too_few_negatives_for_a_group_are_said(tiny_reranker_folder, train_file
         finetune(
             tiny_reranker_folder, train_file, tmp_path / "out", steps=1, **SMALL | {"group": 8}
         )
-
-
-def divergence(reranker, groups):
-    """Mean KL of the model's distribution over each group from the teacher's."""
-    from scipy.special import log_softmax, softmax
-
-    total = 0.0
-    for group in groups:
-        texts = [group.pos[0], *group.neg]
-        ours = log_softmax(score_pairs(reranker, [(group.query, text) for text in texts]))
-        aim = np.array([group.pos_scores[0], *group.neg_scores])
-        total += float((softmax(aim) * (log_softmax(aim) - ours)).sum())
-    return total / len(groups)
-
-
-def test_distillation_brings_the_student_nearer_to_its_teacher(tiny_xlmr_folder, groups, tmp_path):
-    untaught = write_jsonl(groups, tmp_path / "labels.jsonl")
-    options = SMALL | {"group": 6, "rate": 3e-3, "dropout": 0.0}
-    taught = finetune(tiny_xlmr_folder, untaught, tmp_path / "teacher", epochs=10, **options)
-    teacher = load_reranker(taught, 32, "cpu")
-    scored = teacher_scores(groups, teacher)
-    pair = (scored[0].query, scored[0].neg[2])
-    assert scored[0].neg_scores[2] == pytest.approx(teacher.compute_score([pair])[0], abs=1e-5)
-    softer = teacher_scores(groups, teacher, temperature=4.0)
-    assert softer[0].pos_scores[0] == pytest.approx(scored[0].pos_scores[0] / 4)
-
-    path = write_jsonl(scored, tmp_path / "train.jsonl")
-    student = half_depth(tiny_xlmr_folder, tmp_path / "student")
-    model = finetune(student, path, tmp_path / "out", epochs=10, distil=True, **options)
-    after = divergence(load_reranker(model, 32, "cpu"), scored)
-    assert after < 0.8 * divergence(load_reranker(student, 32, "cpu"), scored)
-
-
-def test_the_distillation_loss_is_what_is_documented(tiny_reranker_folder, groups, tmp_path):
-    from scipy.special import log_softmax, softmax
-
-    few = [Group(g.query, g.pos[:1], g.neg[:3]) for g in groups[:2]]
-    scored = teacher_scores(few, load_reranker(tiny_reranker_folder, 32, "cpu"), temperature=0.5)
-    path = write_jsonl(scored, tmp_path / "train.jsonl")
-    options = SMALL | {"dropout": 0.0, "distil": True}
-    finetune(tiny_reranker_folder, path, tmp_path / "out", steps=1, **options)
-    expected = 0.0
-    for group in scored:
-        aim = np.array(group.pos_scores + group.neg_scores)
-        ours = log_softmax(aim * 0.5)
-        expected += (-ours[0] - (softmax(aim) * ours).sum()) / len(scored)
-    assert read_log(tmp_path / "out")[0]["loss"] == pytest.approx(expected, rel=1e-4)
-
-
-def test_half_depth_keeps_every_second_layer_and_the_last(tmp_path):
-    deep = build_tiny("bert-reranker", tmp_path / "deep", num_hidden_layers=5)
-    old = weights(deep)
-    for layers, kept in ((None, [0, 2, 4]), ([1, 3], [1, 3])):
-        folder = half_depth(deep, tmp_path / f"half-{len(kept)}", layers)
-        new = weights(folder)
-        for place, layer in enumerate(kept):
-            name = "bert.encoder.layer.{}.output.dense.weight"
-            np.testing.assert_array_equal(new[name.format(place)], old[name.format(layer)])
-        np.testing.assert_array_equal(new["classifier.weight"], old["classifier.weight"])
-        assert load_reranker(folder, 32, "cpu").model.config.num_hidden_layers == len(kept)
-    with pytest.raises(ValueError, match="layers from 0 to 4"):
-        half_depth(deep, tmp_path / "no", [3, 1])
-    with pytest.raises(ValueError, match="the source itself"):
-        half_depth(deep, deep)
 
 
 def test_a_fresh_head_is_the_same_each_time(tiny_reranker_folder, tmp_path):

@@ -47,12 +47,16 @@ ROOMS = {
     "training_data": {"cwe"},
     "descent": set(),
     "teacher": {"descent", "lexical", "training_data"},
-    "training": {"bundled", "descent", "teacher", "training_data"},
+    "training": {"bundled", "descent", "teacher", "training_data", "training_folder"},
     "opening": {"zoo"},
     "tiny": {"bundled", "cwe", "hub"},
     "mining": NOUNS,
     "trainer": set(),
-    "finetuning": TOOLS | {"bundled", "mining", "reranking", "trainer"},
+    "training_folder": TOOLS | {"bundled", "mining"},
+    "finetuning": TOOLS | {"bundled", "mining", "trainer", "training_folder"},
+    "matching": {"descent", "mining", "training_folder"},
+    "distillation": TOOLS
+    | {"bundled", "engines", "matching", "mining", "reranking", "training_folder"},
     "profiles": {"bundled", "collection", "loaders", "zoo"},
 }
 

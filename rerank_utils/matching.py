@@ -1,0 +1,187 @@
+"""Layer by layer, a student follows the teacher it was cut from: what `match_layers` runs.
+
+Importing this takes seconds, as it brings torch: `distillation` does so when it is needed.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+import random
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch.nn import ModuleList
+from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
+from tqdm import tqdm
+
+from .descent import Descent, in_order, length_parts
+from .mining import Group
+from .training_folder import save_state
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+STATE = "state.pt"
+LOGIT_WEIGHT = 0.1
+"""Of the squared distance of the logits, which holds their scale, beside the divergence."""
+
+
+def cut(model: PreTrainedModel, layers: Sequence[int] | None) -> list[int]:
+    """Drop all layers but these, in place; returns the kept ones."""
+    encoder = getattr(model.base_model, "encoder", None)
+    stack = getattr(encoder, "layer", None)
+    if not isinstance(stack, ModuleList):
+        raise ValueError(
+            f"This is a {model.config.model_type} model, whose layers are not known here: give a "
+            "BERT or XLM-RoBERTa reranker."
+        )
+    depth = len(stack)
+    kept = list(range((depth - 1) % 2, depth, 2)) if layers is None else list(layers)
+    if not kept or kept != sorted(set(kept)) or not 0 <= kept[0] <= kept[-1] < depth:
+        raise ValueError(
+            f"layers is {kept}: name layers from 0 to {depth - 1}, each once, in rising order."
+        )
+    encoder.layer = ModuleList(stack[i] for i in kept)
+    model.config.num_hidden_layers = len(kept)
+    return kept
+
+
+class Matching:
+    """Teacher and student, and the training of the latter.
+
+    Args:
+        teacher: what the student is cut from and follows.
+        tokenizer: of both.
+        settings: `match_layers`' arguments that decide what comes out.
+    """
+
+    def __init__(
+        self,
+        teacher: PreTrainedModel,
+        tokenizer: PreTrainedTokenizerBase,
+        settings: dict[str, Any],
+    ):
+        self.teacher, self.tokenizer, self.settings = teacher, tokenizer, settings
+        self.student = copy.deepcopy(teacher)
+        self.layers = cut(self.student, settings["layers"])
+        self.student.base_model.embeddings.requires_grad_(False)
+        steps = settings["steps"]
+        warmup = max(1, round(settings["warmup"] * steps))
+        self.descent = Descent(self.student, settings["rate"], steps, warmup)
+        self.log: list[dict[str, float]] = []
+
+    def train(self, groups: Sequence[Group], output: Path, save_every: int, log_every: int) -> None:
+        """Go on from the state in the folder, or begin."""
+        first = self._resume(output / STATE)
+        steps = self.settings["steps"]
+        for model in (self.teacher, self.student):
+            model.eval()  # no dropout: teacher and student are to see the same
+        losses: list[float] = []
+        saved = first
+        try:
+            with tqdm(range(first, steps), initial=first, total=steps, desc="train") as bar:
+                for step in bar:
+                    losses.append(self._step(step, self._batch(groups, step)))
+                    if (step + 1) % log_every == 0 or step + 1 == steps:
+                        mean = sum(losses) / len(losses)
+                        losses.clear()
+                        self._note(output, {"step": step + 1, "loss": mean})
+                        bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
+                    if (step + 1) % save_every == 0:
+                        self._save(step + 1, output / STATE)
+                        saved = step + 1
+        except KeyboardInterrupt:
+            kept = f"the state of step {saved} is kept" if saved else "no state was saved yet"
+            raise KeyboardInterrupt(
+                f"Stopped after step {step}; {kept} in {output}. Call match_layers again with the "
+                "same arguments to go on from there."
+            ) from None
+
+    def _batch(self, groups: Sequence[Group], step: int) -> list[Group]:
+        """The lines of a step: each round through the file has an order of its own."""
+        size = self.settings["batch"]
+        turn, place = divmod(step, len(groups) // size)
+        order = list(range(len(groups)))
+        random.Random(f"{self.settings['seed']} {turn}").shuffle(order)
+        return [groups[i] for i in order[place * size : (place + 1) * size]]
+
+    def _step(self, step: int, batch: Sequence[Group]) -> float:
+        loss = self.loss(batch)
+        if not loss.isfinite():
+            raise FloatingPointError(
+                f"The loss is {loss.item()} at step {step + 1}: the weights overflow. Choose a "
+                "lower rate, and another folder."
+            )
+        self.descent.step(loss)
+        return loss.item()
+
+    def loss(self, batch: Sequence[Group]) -> torch.Tensor:
+        """How far the student is from its teacher on these groups: see `match_layers`."""
+        texts = [[*group.pos, *group.neg] for group in batch]
+        pairs = [
+            (group.query, text) for group, line in zip(batch, texts, strict=True) for text in line
+        ]
+        window, device = self.settings["max_length"], self.student.device
+        apart, ours, theirs, places = torch.zeros((), device=device), [], [], []
+        # around all parts, so that weights are put into half precision once a step
+        with torch.autocast(device.type, torch.bfloat16, enabled=self.settings["half"]):
+            for place, inputs in length_parts(self.tokenizer, pairs, window, device):
+                with torch.no_grad():
+                    large = self.teacher(**inputs, output_hidden_states=True)
+                small = self.student(**inputs, output_hidden_states=True)
+                apart = apart + len(place) / len(pairs) * self._distance(
+                    small.hidden_states, large.hidden_states, inputs["attention_mask"].bool()
+                )
+                ours.append(small.logits.float().view(-1))
+                theirs.append(large.logits.float().view(-1))
+                places.append(place)
+        mine, aim = in_order(ours, places), in_order(theirs, places)
+        sizes = [len(line) for line in texts]
+        divergence = sum(
+            kl_div(log_softmax(a, -1), softmax(b, -1), reduction="sum")
+            for a, b in zip(mine.split(sizes), aim.split(sizes), strict=True)
+        ) / len(batch)
+        return apart + divergence + LOGIT_WEIGHT * mse_loss(mine, aim)
+
+    def _distance(
+        self,
+        ours: Sequence[torch.Tensor],
+        theirs: Sequence[torch.Tensor],
+        read: torch.Tensor,
+    ) -> torch.Tensor:
+        """The sum over the layers; `read` (pairs, tokens) is False where there is padding."""
+        total = 0.0
+        for place, layer in enumerate(self.layers, start=1):
+            small, large = ours[place].float(), theirs[layer + 1].float()
+            if place == len(self.layers):
+                small, large = small[:, 0], large[:, 0]
+            else:
+                small, large = small[read], large[read]
+            total = total + (small - large).square().mean() / large.var()
+        return total
+
+    def _note(self, output: Path, row: dict[str, float]) -> None:
+        self.log.append(row | {"rate": self.descent.optimizer.param_groups[0]["lr"]})
+        lines = "".join(json.dumps(row) + "\n" for row in self.log)
+        (output / "log.jsonl").write_text(lines, encoding="utf-8")
+
+    def _save(self, step: int, path: Path) -> None:
+        state = {
+            "step": step,
+            "student": self.student.state_dict(),
+            "descent": self.descent.state_dict(),
+            "log": self.log,
+        }
+        save_state(state, path)
+
+    def _resume(self, path: Path) -> int:
+        if not path.exists():
+            return 0
+        state = torch.load(path, map_location=self.student.device, weights_only=True)
+        self.student.load_state_dict(state["student"])
+        self.descent.load_state_dict(state["descent"])
+        self.log = state["log"]
+        return state["step"]
