@@ -12,7 +12,8 @@ models:     `zoo` is the table of BGE models, `bundled` the shipped reranker; `t
             of `training_data`, with `teacher` and `descent`; `training_curve` records how well.
             `tiny` makes models with random weights, for trying code.
 your own:   `mining` finds hard negatives in a Run, `finetuning` trains a reranker on them with
-            FlagEmbedding's trainer, which `trainer` mends.
+            FlagEmbedding's trainer, which `trainer` mends. `distillation` makes a smaller one that
+            scores alike, layer by layer with `matching`. All keep a `training_folder`.
 the whole:  `profiles` names set-ups, `pipeline` strings the stages together, `report` makes the
             table of the README, `checks` holds numbers to their ranges.
 tools:      `hub` finds models and data, by `download` if need be, `opening` looks at a model

@@ -15,17 +15,16 @@ from typing import TYPE_CHECKING, Any
 
 from .batching import best_device, check_max_length
 from .bundled import file_sha256
-from .engines import has_bfloat16
 from .hub import find_model
 from .mining import Group, read_jsonl
 from .reranking import score_pairs
 from .training_folder import (
-    can_half,
     check_device,
     check_file,
     check_pace,
     check_steps,
     claim_folder,
+    half_is_quick,
     identity,
     quiet,
     write_model,
@@ -181,7 +180,7 @@ def match_layers(
         "batch": batch,
         "max_length": max_length,
         "warmup": warmup,
-        "half": (can_half(device) or has_bfloat16()) if half is None else half,
+        "half": half_is_quick(device) if half is None else half,
         "seed": seed,
     }
     data = {"teacher": identity(teacher), "train_file": file_sha256(train_file)}

@@ -18,6 +18,7 @@ from tqdm import tqdm
 from .descent import Descent
 from .lexical import index_words, score_documents, tokenize
 from .training_data import TrainingSet
+from .training_folder import half_is_quick
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -50,7 +51,7 @@ class BiEncoder:
             max_length=self.max_length,
             return_tensors="pt",
         ).to(device)
-        with torch.autocast(device.type, torch.bfloat16):
+        with torch.autocast(device.type, torch.bfloat16, enabled=half_is_quick(device.type)):
             hidden = self.encoder(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None].float()
         return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)

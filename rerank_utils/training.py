@@ -28,7 +28,7 @@ from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_b
 from .descent import Descent, in_order, length_parts
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
-from .training_folder import save_state
+from .training_folder import half_is_quick, save_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -106,6 +106,7 @@ class Trainer:
         self.recipe = recipe
         self.output = output
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.half = half_is_quick(self.device.type)
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         self.data = TrainingSet(recipe.docstrings, recipe.report_share, recipe.seed)
         self.log: list[dict] = []
@@ -267,7 +268,7 @@ class Trainer:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""
         parts, places = [], []
         for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
-            with torch.autocast(self.device.type, torch.bfloat16):
+            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
                 parts.append(model(**inputs).logits.float().view(-1))
             places.append(place)
         return in_order(parts, places)

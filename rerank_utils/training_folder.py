@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Any
 
 from .batching import check_max_length
 from .bundled import file_sha256
+from .engines import has_bfloat16
 from .hub import quiet_libraries
 
 if TYPE_CHECKING:
@@ -106,6 +107,11 @@ def can_half(device: str) -> bool:
     import torch
 
     return device.startswith("cuda") and torch.cuda.is_bf16_supported()
+
+
+def half_is_quick(device: str) -> bool:
+    """Whether bfloat16 saves time there; a processor without instructions for it is far slower."""
+    return can_half(device) or (device == "cpu" and has_bfloat16())
 
 
 def identity(base: str | Path) -> str:

@@ -46,17 +46,16 @@ ROOMS = {
     "zoo": set(),
     "training_data": {"cwe"},
     "descent": set(),
-    "teacher": {"descent", "lexical", "training_data"},
+    "teacher": {"descent", "lexical", "training_data", "training_folder"},
     "training": {"bundled", "descent", "teacher", "training_data", "training_folder"},
     "opening": {"zoo"},
     "tiny": {"bundled", "cwe", "hub"},
     "mining": NOUNS,
     "trainer": set(),
-    "training_folder": TOOLS | {"bundled", "mining"},
+    "training_folder": TOOLS | {"bundled", "engines", "mining"},
     "finetuning": TOOLS | {"bundled", "mining", "trainer", "training_folder"},
     "matching": {"descent", "mining", "training_folder"},
-    "distillation": TOOLS
-    | {"bundled", "engines", "matching", "mining", "reranking", "training_folder"},
+    "distillation": TOOLS | {"bundled", "matching", "mining", "reranking", "training_folder"},
     "profiles": {"bundled", "collection", "loaders", "zoo"},
 }
 

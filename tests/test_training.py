@@ -8,7 +8,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from rerank_utils import training, training_curve, training_data
+from rerank_utils import training, training_curve, training_data, training_folder
 from rerank_utils.bundled import ADAPTER
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
 from rerank_utils.training import Recipe, Trainer
@@ -122,6 +122,26 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
         assert ours == pytest.approx(theirs, rel=1e-4)
     for name, value in load_file(tmp_path / "broken" / "bundle" / ADAPTER).items():
         torch.testing.assert_close(value.float(), adapter[name], atol=1e-3, rtol=0, msg=name)
+
+
+def test_bfloat16_is_used_only_where_it_is_quick(monkeypatch):
+    """A processor without instructions for it computes in it all the same, many times slower."""
+    for quick in (True, False):
+        monkeypatch.setattr(training_folder, "has_bfloat16", lambda quick=quick: quick)
+        assert training_folder.half_is_quick("cpu") is quick
+
+
+@pytest.mark.parametrize("quick", [True, False])
+def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypatch, quick):
+    monkeypatch.setattr(training_folder, "has_bfloat16", lambda: quick)
+    trainer, precisions = Trainer(SMALL, tmp_path), set()
+    model = trainer.fresh_model()
+    for name, module in model.named_modules():
+        if name.endswith("query.base_layer"):
+            module.register_forward_hook(lambda m, i, out: precisions.add(out.dtype))
+    trainer.teacher(model)
+    trainer._score(model, [("a query", "a document")], 16)
+    assert precisions == {torch.bfloat16 if quick else torch.float32}
 
 
 def test_a_group_too_small_for_its_negatives_is_refused():
