@@ -52,6 +52,21 @@ def test_engines_score_like_torch(reranker, expected, backend, dtype):
         np.testing.assert_allclose(scores, expected, atol=near)
 
 
+@pytest.mark.parametrize(("adds", "largest"), [(True, 127), (False, 64)])
+def test_seven_bits_where_sums_of_int8_overflow(
+    tiny_reranker_folder, tmp_path, monkeypatch, adds, largest
+):
+    import onnx
+
+    monkeypatch.setattr(engines, "_adds_int8", lambda: adds)
+    reranker = load_reranker(tiny_reranker_folder, max_length=64, device="cpu")
+    score_pairs(reranker, PAIRS[:2], backend="onnx", dtype="int8")
+    (path,) = tmp_path.glob("onnx-*int8*/model.onnx")
+    weights = [onnx.numpy_helper.to_array(part) for part in onnx.load(path).graph.initializer]
+    found = max(np.abs(w.astype(int)).max() for w in weights if w.dtype == np.int8 and w.ndim == 2)
+    assert largest - 2 <= found <= largest
+
+
 def test_the_export_is_written_once_and_again_for_other_weights(
     tiny_reranker_folder, tmp_path, monkeypatch
 ):
