@@ -102,7 +102,7 @@ def check_choice(backend: str, dtype: str) -> None:
         )
     if backend == "openvino" and dtype == "bfloat16" and not has_bfloat16():
         raise ValueError(
-            "This processor does not multiply bfloat16: use backend='onnx' with dtype='int8'."
+            "This processor does not multiply bfloat16: use backend='openvino' with dtype='int8'."
         )
 
 
