@@ -33,18 +33,18 @@ from rerank_utils.training_curve import QUICK
 DEPTH = 50
 
 
-def mine(trainer: Trainer, count: int) -> list[Group]:
-    """So many groups, drawn as the recipe draws them, as texts."""
+def mine(trainer: Trainer, steps: int) -> list[Group]:
+    """The groups of so many steps of the recipe, as texts."""
     teacher, data = trainer.teacher(trainer.fresh_model()), trainer.data
     rng = random.Random(trainer.recipe.seed)
     groups = []
-    while len(groups) < count:
+    for _ in range(steps):
         batch = trainer.draw(rng)
         for place, scores in zip(batch, teacher.scores(batch), strict=True):
             columns = trainer.group(place, scores, rng)
             positive, *negatives = (data.documents[data.ids[column]] for column in columns)
             groups.append(Group(data.queries[place].text, [positive], negatives))
-    return groups[:count]
+    return groups
 
 
 def learn_scores(
@@ -77,8 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
     parser.add_argument("--reranker", default=OFFLINE.reranker, help="the teacher")
-    parser.add_argument("--steps", type=int, default=3300)
-    parser.add_argument("--batch", type=int, default=2, help="groups a step")
+    parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--score-steps", type=int, default=0, help="of learning scores alone")
     parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
@@ -91,8 +90,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
     lines = work / "train.jsonl"
     if not lines.exists():
-        for_scores = given.score_steps * trainer.recipe.queries_per_step
-        write_jsonl(mine(trainer, max(given.steps * given.batch, for_scores)), lines)
+        write_jsonl(mine(trainer, max(given.steps, given.score_steps)), lines)
     models = {
         "teacher": source,
         "half, as cut": half_depth(source, work / "as_cut"),
@@ -102,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             work / "layers",
             steps=given.steps,
             rate=given.rate,
-            batch=given.batch,
+            batch=trainer.recipe.queries_per_step,
             max_length=window,
             device="cpu",
         ),
@@ -141,12 +139,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, timing in timings.items()
     ]
     facts = {"queries": len(collection.queries), "depth": DEPTH, "max length": window}
-    trained = {
-        "steps": given.steps,
-        "batch": given.batch,
-        "rate": given.rate,
-        "steps on scores": given.score_steps,
-    }
+    trained = {"steps": given.steps, "rate": given.rate, "steps on scores": given.score_steps}
     write("half_depth", facts | trained, rows)
 
 

@@ -106,7 +106,6 @@ class Trainer:
         self.recipe = recipe
         self.output = output
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.half = half_is_quick(self.device.type)
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         self.data = TrainingSet(recipe.docstrings, recipe.report_share, recipe.seed)
         self.log: list[dict] = []
@@ -266,9 +265,9 @@ class Trainer:
 
     def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""
-        parts, places = [], []
+        device, parts, places = self.device.type, [], []
         for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
+            with torch.autocast(device, torch.bfloat16, enabled=half_is_quick(device)):
                 parts.append(model(**inputs).logits.float().view(-1))
             places.append(place)
         return in_order(parts, places)

@@ -65,7 +65,7 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
     ways = ["half, as cut", "half, layers matched", "half, scores alone"]
     assert [student["reranker"] for student in students] == ways
     groups = read_jsonl(tmp_path / "training" / "half_depth" / "train.jsonl")
-    assert len(groups) == 2 * 2  # steps, and groups a step
+    assert len(groups) == 2 * small.queries_per_step
     for group in groups:
         assert len(group.neg) == small.group - 1
         assert group.pos[0] not in group.neg

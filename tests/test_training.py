@@ -124,15 +124,9 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
         torch.testing.assert_close(value.float(), adapter[name], atol=1e-3, rtol=0, msg=name)
 
 
-def test_bfloat16_is_used_only_where_it_is_quick(monkeypatch):
-    """A processor without instructions for it computes in it all the same, many times slower."""
-    for quick in (True, False):
-        monkeypatch.setattr(training_folder, "has_bfloat16", lambda quick=quick: quick)
-        assert training_folder.half_is_quick("cpu") is quick
-
-
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypatch, quick):
+    """A processor without instructions for bfloat16 imitates it, many times slower."""
     monkeypatch.setattr(training_folder, "has_bfloat16", lambda: quick)
     trainer, precisions = Trainer(SMALL, tmp_path), set()
     model = trainer.fresh_model()
