@@ -48,15 +48,15 @@ def mine(trainer: Trainer, steps: int) -> list[Group]:
 
 
 def learn_scores(
-    trainer: Trainer, source: Path, student: Path, groups: list[Group], folder: Path, steps: int
+    trainer: Trainer, source: Path, groups: list[Group], folder: Path, steps: int
 ) -> Path:
-    """A student of fewer layers, trained on the teacher's scores alone."""
+    """A student of half the layers, trained on the teacher's scores alone."""
     window, lines = OFFLINE.reranker_length, folder / "scored.jsonl"
     if not lines.exists():
         few = groups[: steps * trainer.recipe.queries_per_step]
         write_jsonl(teacher_scores(few, load_reranker(source, window, "cpu"), **QUICK), lines)
     return finetune(
-        student,
+        half_depth(source, folder / "as_cut"),
         lines,
         folder / "scores",
         steps=steps,
@@ -77,7 +77,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
     parser.add_argument("--reranker", default=OFFLINE.reranker, help="the teacher")
-    parser.add_argument("--layers", type=int, nargs="+", help="kept; by default every second")
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--score-steps", type=int, default=0, help="of learning scores alone")
@@ -94,12 +93,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         write_jsonl(mine(trainer, max(given.steps, given.score_steps)), lines)
     models = {
         "teacher": source,
-        "half, as cut": half_depth(source, work / "as_cut", given.layers),
+        "half, as cut": half_depth(source, work / "as_cut"),
         "half, layers matched": match_layers(
             source,
             lines,
             work / "layers",
-            layers=given.layers,
             steps=given.steps,
             rate=given.rate,
             batch=trainer.recipe.queries_per_step,
@@ -109,7 +107,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
     if given.score_steps:
         models["half, scores alone"] = learn_scores(
-            trainer, source, models["half, as cut"], read_jsonl(lines), work, given.score_steps
+            trainer, source, read_jsonl(lines), work, given.score_steps
         )
 
     collection = profile.load().split("dev", given.queries)

@@ -132,18 +132,10 @@ def merge(adapter: Path, folder: Path) -> None:
     with warnings.catch_warnings():
         # peft still asks transformers by a name that transformers is about to drop
         warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
-        base = untrained_reranker(layers=_layers(adapter))
-        model = PeftModel.from_pretrained(base, str(adapter)).merge_and_unload()
+        model = PeftModel.from_pretrained(untrained_reranker(), str(adapter)).merge_and_unload()
     model.float().save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(minilm_path(), model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(folder)
-
-
-def _layers(adapter: Path) -> int | None:
-    """How many layers the adapter's model has; None for MiniLM's. Further ones are in it whole."""
-    config = json.loads((adapter / "adapter_config.json").read_text(encoding="utf-8"))
-    whole = [name for name in config["modules_to_save"] or [] if name.startswith("layer.")]
-    return max(int(name.removeprefix("layer.")) for name in whole) + 1 if whole else None
 
 
 def write_bundle(adapter: Path, bundle: Path) -> None:
@@ -161,15 +153,11 @@ def write_bundle(adapter: Path, bundle: Path) -> None:
     (bundle / MANIFEST).write_text(json.dumps({"adapter_sha256": digest}) + "\n")
 
 
-def untrained_reranker(
-    encoder: str | Path | None = None, layers: int | None = None
-) -> PreTrainedModel:
+def untrained_reranker(encoder: str | Path | None = None) -> PreTrainedModel:
     """An encoder with a fresh one-logit head: what training starts from, of no use as it is.
 
     Args:
         encoder: a model folder, by default the packaged MiniLM.
-        layers: how many layers it is to have, by default its own. Further ones are as fresh as
-            the head.
     """
     from transformers import AutoModelForSequenceClassification
     from transformers.utils import logging
@@ -178,10 +166,7 @@ def untrained_reranker(
     logging.set_verbosity_error()  # that the head is new is the point, not a warning
     try:
         return AutoModelForSequenceClassification.from_pretrained(
-            encoder or minilm_path(),
-            num_labels=1,
-            dtype="float32",
-            **({} if layers is None else {"num_hidden_layers": layers}),
+            encoder or minilm_path(), num_labels=1, dtype="float32"
         )
     finally:
         logging.set_verbosity(verbosity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,24 +17,15 @@ class Descent:
     """What turns losses into better weights.
 
     Args:
-        groups: parameters, and the highest learning rate of each group. Only those that want a
-            gradient are trained.
-        steps: after so many the rates are zero.
-        warmup: steps in which the rates rise.
+        model: only its parameters that want a gradient are trained.
+        rate: the highest learning rate.
+        steps: after so many the rate is zero.
+        warmup: steps in which the rate rises to `rate`.
     """
 
-    def __init__(
-        self,
-        groups: Iterable[tuple[Iterable[torch.nn.Parameter], float]],
-        steps: int,
-        warmup: int,
-    ):
-        trained = [
-            {"params": [weight for weight in weights if weight.requires_grad], "lr": rate}
-            for weights, rate in groups
-        ]
-        self.weights = [weight for group in trained for weight in group["params"]]
-        self.optimizer = torch.optim.AdamW(trained, weight_decay=0.01)
+    def __init__(self, model: torch.nn.Module, rate: float, steps: int, warmup: int):
+        self.weights = [weight for weight in model.parameters() if weight.requires_grad]
+        self.optimizer = torch.optim.AdamW(self.weights, lr=rate, weight_decay=0.01)
 
         def share(step: int) -> float:
             decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))

@@ -51,42 +51,18 @@ class FirstTokenScorer(nn.Module):
         Without padding leave the attention mask out: attention is quicker then.
         """
         base = self.model.base_model
-        below = len(base.encoder.layer) - 1
-        hidden, mask = read_layers(base, below, input_ids, attention_mask, token_type_ids)
-        return first_token_logits(self.model, hidden, mask)
-
-
-def read_layers(
-    base: PreTrainedModel,
-    layers: int,
-    input_ids: torch.Tensor,
-    attention_mask: torch.Tensor | None = None,
-    token_type_ids: torch.Tensor | None = None,
-) -> tuple[torch.Tensor, torch.Tensor | None]:
-    """The states after the first so many layers of a BERT, (rows, tokens, d).
-
-    The second value is what further layers add to their attention: (rows, 1, 1, tokens), 0 for a
-    token and a very low number for padding; None without an attention mask.
-    """
-    hidden = base.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
-    mask = None
-    if attention_mask is not None:
-        mask = (attention_mask[:, None, None] == 0) * torch.finfo(hidden.dtype).min
-        mask = mask.to(hidden.dtype)
-    for layer in base.encoder.layer[:layers]:
-        hidden = layer(hidden, mask)
-    return hidden, mask
-
-
-def first_token_logits(
-    model: PreTrainedModel, hidden: torch.Tensor, mask: torch.Tensor | None
-) -> torch.Tensor:
-    """(rows,) logits, from what `read_layers` gives of all layers but the last."""
-    base = model.base_model
-    first = _first_token(base.encoder.layer[-1], hidden, mask)
-    if base.pooler is not None:
-        first = base.pooler(first)
-    return model.classifier(first).view(-1)
+        hidden = base.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
+        mask = None
+        if attention_mask is not None:  # what is added to the scores of (rows, heads, from, to)
+            mask = (attention_mask[:, None, None] == 0) * torch.finfo(hidden.dtype).min
+            mask = mask.to(hidden.dtype)
+        *layers, last = base.encoder.layer
+        for layer in layers:
+            hidden = layer(hidden, mask)
+        first = _first_token(last, hidden, mask)
+        if base.pooler is not None:
+            first = base.pooler(first)
+        return self.model.classifier(first).view(-1)
 
 
 def _first_token(layer: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

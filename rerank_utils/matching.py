@@ -70,7 +70,7 @@ class Matching:
         self.student.base_model.embeddings.requires_grad_(False)
         steps = settings["steps"]
         warmup = max(1, round(settings["warmup"] * steps))
-        self.descent = Descent([(self.student.parameters(), settings["rate"])], steps, warmup)
+        self.descent = Descent(self.student, settings["rate"], steps, warmup)
         self.log: list[dict[str, float]] = []
 
     def train(self, groups: Sequence[Group], output: Path, save_every: int, log_every: int) -> None:

@@ -16,7 +16,6 @@ from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
 from .descent import Descent
-from .encoder import read_layers
 from .lexical import index_words, score_documents, tokenize
 from .training_data import TrainingSet
 from .training_folder import half_is_quick
@@ -29,24 +28,18 @@ TEMPERATURE = 0.05
 
 
 class BiEncoder:
-    """Texts to vectors: the mean of a layer's tokens, of length 1.
+    """Texts to vectors: the mean of the last layer's tokens, of length 1.
 
     Args:
         encoder: a BERT; what of it is trained is the caller's business.
         tokenizer: its tokenizer.
         max_length: tokens of a text that are read.
-        layers: of the encoder, counted from the first; further ones are left out.
     """
 
     def __init__(
-        self,
-        encoder: PreTrainedModel,
-        tokenizer: PreTrainedTokenizerBase,
-        max_length: int,
-        layers: int,
+        self, encoder: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, max_length: int
     ):
-        self.encoder, self.tokenizer = encoder, tokenizer
-        self.max_length, self.layers = max_length, layers
+        self.encoder, self.tokenizer, self.max_length = encoder, tokenizer, max_length
 
     def __call__(self, texts: list[str]) -> torch.Tensor:
         """(texts, d) float32, with gradients."""
@@ -59,7 +52,7 @@ class BiEncoder:
             return_tensors="pt",
         ).to(device)
         with torch.autocast(device.type, torch.bfloat16, enabled=half_is_quick(device.type)):
-            hidden = read_layers(self.encoder, self.layers, **inputs)[0].float()
+            hidden = self.encoder(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None].float()
         return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
 

@@ -4,8 +4,7 @@ Three stages, all on the training side of the split. (1) The packaged bi-encoder
 few minutes on (query, document) pairs; with BM25 beside it, it is the teacher. (2) A
 cross-encoder, the same tuned MiniLM with a fresh head, learns to rank as the teacher does: a
 listwise KL divergence over one group of candidates. (3) The labels join the loss. Progress is
-saved, and the same command resumes. With `--compare-steps` the cross-encoder has a layer more, and
-begins as a comparison of two vectors: see `comparison`.
+saved, and the same command resumes.
 
 What it learns from is in `training_data`, the teacher in `teacher`.
 """
@@ -16,24 +15,16 @@ import argparse
 import json
 import random
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from torch.nn.functional import cross_entropy
+from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
 from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
-from .comparison import (
-    comparison_loss,
-    divergence,
-    pair_logits,
-    read_pairs,
-    set_comparing_layer,
-    set_side,
-)
 from .descent import Descent, in_order, length_parts
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
@@ -41,13 +32,6 @@ from .training_folder import half_is_quick, save_state
 
 if TYPE_CHECKING:
     from peft import PeftModel
-
-    from .comparison import Part
-
-LAYERS, WIDTH = 6, 384
-"""Of MiniLM."""
-SET_BY = 8
-"""Steps' pairs by which the comparing layer is set."""
 
 
 @dataclass(frozen=True)
@@ -59,10 +43,6 @@ class Recipe:
     tune_batch: int = 32
     tune_rate: float = 5e-4
     bm25_weight: float = 0.4
-    compare_steps: int = 0
-    compare_weight: float = 0.5
-    side_rate: float = 3e-3
-    new_layer_rate: float = 1e-4
     steps: int = 2400
     queries_per_step: int = 4
     reports_per_step: int = 2
@@ -113,12 +93,8 @@ class Recipe:
 
     def averaged(self) -> list[int]:
         """The steps whose snapshots are averaged into the result; none: the last step is it."""
-        return [step for step in self.snapshots() if self.average_from <= step <= self.average_to]
-
-    def snapshots(self) -> list[int]:
-        """The steps after which the adapter is kept: none before there is a head to it."""
         saved = range(self.snapshot_every, self.steps + 1, self.snapshot_every)
-        return [step for step in saved if step > self.compare_steps]
+        return [step for step in saved if self.average_from <= step <= self.average_to]
 
 
 class Trainer:
@@ -130,10 +106,8 @@ class Trainer:
         self.recipe = recipe
         self.output = output
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-        self.half = half_is_quick(self.device.type)
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         self.data = TrainingSet(recipe.docstrings, recipe.report_share, recipe.seed)
-        self.side = torch.nn.Linear(WIDTH, 1).to(self.device)
         self.log: list[dict] = []
         self._claim_folder()
 
@@ -164,39 +138,32 @@ class Trainer:
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
     def fresh_model(self) -> PeftModel:
-        """MiniLM with a fresh head and a LoRA adapter, which alone are trained.
-
-        If the recipe compares, there is a fresh layer more, which is trained whole.
-        """
+        """MiniLM with a fresh head and a LoRA adapter, which alone are trained."""
         from peft import LoraConfig, get_peft_model
 
         torch.manual_seed(self.recipe.seed)
-        further = [f"layer.{LAYERS}"] if self.recipe.compare_steps else []
-        base = untrained_reranker(layers=LAYERS + len(further)).to(self.device)
+        base = untrained_reranker().to(self.device)
         base.config._attn_implementation = "eager"  # its backward pass is twice as fast on a CPU
         base.requires_grad_(False)
         config = LoraConfig(
             r=self.recipe.rank,
             lora_alpha=self.recipe.alpha,
-            target_modules=rf".*layer\.[0-{LAYERS - 1}]\..*(query|key|value|dense)",
-            modules_to_save=["pooler", "classifier", *further],
+            target_modules=r".*encoder.*\.(query|key|value|dense)",
+            modules_to_save=["pooler", "classifier"],
             task_type="SEQ_CLS",
         )
         return get_peft_model(base, config)
 
     def encoder(self, model: PeftModel) -> BiEncoder:
         """The encoder of `model`, head left aside."""
-        bert = model.base_model.model.bert
-        return BiEncoder(bert, self.tokenizer, self.recipe.max_length, LAYERS)
+        return BiEncoder(model.base_model.model.bert, self.tokenizer, self.recipe.max_length)
 
     def teacher(self, model: PeftModel) -> Teacher:
         """Stage 1: tune the encoder of `model`, in place, as a bi-encoder."""
         recipe, data, saved = self.recipe, self.data, self.output / "tuned.pt"
         if not saved.exists():
             encoder = self.encoder(model)
-            descent = Descent(
-                [(model.parameters(), recipe.tune_rate)], recipe.tune_steps, warmup=10
-            )
+            descent = Descent(model, recipe.tune_rate, recipe.tune_steps, warmup=10)
             rng = random.Random(recipe.seed)
             tune(encoder, data, descent, recipe.tune_steps, recipe.tune_batch, rng)
             state = {
@@ -214,14 +181,12 @@ class Trainer:
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         rng = random.Random(recipe.seed)
-        descent = self._descent(model)
+        descent = Descent(model, recipe.rate, recipe.steps, recipe.warmup)
         first = self._resume(model, descent, rng)
         model.eval()  # no dropout, as for the teacher
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
         losses: list[tuple[float, float]] = []
         for step in bar:
-            if recipe.compare_steps:
-                self._set(step, model, teacher)
             losses.append(self._train_step(step, rng, model, teacher, descent))
             if (step + 1) % recipe.log_every == 0:
                 distil, label = np.mean(losses, axis=0)
@@ -232,22 +197,8 @@ class Trainer:
                 (self.output / "log.jsonl").write_text(lines)
             if (step + 1) % recipe.save_every == 0:
                 self._save(step + 1, model, descent, rng)
-            if step + 1 in recipe.snapshots():
+            if (step + 1) % recipe.snapshot_every == 0:
                 model.save_pretrained(self._snapshot(step + 1))
-
-    def _descent(self, model: PeftModel) -> Descent:
-        recipe = self.recipe
-        if not recipe.compare_steps:
-            return Descent([(model.parameters(), recipe.rate)], recipe.steps, recipe.warmup)
-        adapter, new = [], []
-        for name, weight in model.named_parameters():
-            (adapter if "lora_" in name else new).append(weight)
-        groups = [
-            (adapter, recipe.rate),
-            (new, recipe.new_layer_rate),
-            (self.side.parameters(), recipe.side_rate),
-        ]
-        return Descent(groups, recipe.steps, recipe.warmup)
 
     def _train_step(
         self,
@@ -257,33 +208,7 @@ class Trainer:
         teacher: Teacher,
         descent: Descent,
     ) -> tuple[float, float]:
-        """One step; returns the divergence from the teacher and the loss of the labels."""
-        recipe = self.recipe
-        pairs, aim = self._groups(rng, teacher)
-        is_long = rng.random() < recipe.long_share
-        window = recipe.long_length if is_long else recipe.max_length
-        if recipe.compare_steps:
-            parts = self._read(model, pairs, window)
-            compared, logits = comparison_loss(parts, self.side, aim)
-            if step >= recipe.compare_steps:
-                logits = pair_logits(model.base_model.model, parts).view_as(aim)
-        else:
-            compared, logits = 0.0, self._score(model, pairs, window).view_as(aim)
-        distil = divergence(logits, aim)
-        label = cross_entropy(logits, torch.zeros(len(aim), dtype=torch.long, device=self.device))
-        weight = recipe.label_weight if step >= recipe.distil_only * recipe.steps else 0.0
-        ranked = (1 - weight) * distil + weight * label
-        if step < recipe.compare_steps:
-            descent.step(compared)
-        else:
-            descent.step(ranked + recipe.compare_weight * compared)
-        return distil.item(), label.item()
-
-    def _groups(
-        self, rng: random.Random, teacher: Teacher
-    ) -> tuple[list[tuple[str, str]], torch.Tensor]:
-        """The pairs of a step, group by group, and the teacher's scores (groups, group)."""
-        data = self.data
+        recipe, data = self.recipe, self.data
         batch = self.draw(rng)
         scores = teacher.scores(batch)
         groups = [self.group(i, row, rng) for i, row in zip(batch, scores, strict=True)]
@@ -292,37 +217,15 @@ class Trainer:
             for i, group in zip(batch, groups, strict=True)
             for column in group
         ]
-        aim = torch.from_numpy(np.take_along_axis(scores, np.array(groups), 1))
-        return pairs, aim.to(self.device)
-
-    def _read(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> list[Part]:
-        """Pairs after the encoder, in three length-sorted parts to save padding."""
-        bert = model.base_model.model.bert
-        with torch.autocast(self.device.type, torch.bfloat16, enabled=self.half):
-            return [
-                read_pairs(bert, place, inputs, LAYERS)
-                for place, inputs in length_parts(self.tokenizer, pairs, window, self.device)
-            ]
-
-    def _set(self, step: int, model: PeftModel, teacher: Teacher) -> None:
-        """Where a phase of the comparison begins, set what it needs by some pairs."""
-        if step not in (0, self.recipe.compare_steps):
-            return
-        rng = random.Random(self.recipe.seed + 1)  # an interrupt must not change the pairs
-        drawn = [self._groups(rng, teacher) for _ in range(SET_BY)]
-        with torch.no_grad():
-            read = [self._read(model, pairs, self.recipe.max_length) for pairs, _ in drawn]
-        size = drawn[0][1].numel()
-        parts = [
-            replace(part, place=part.place + size * number)
-            for number, parts in enumerate(read)
-            for part in parts
-        ]
-        if step == 0:
-            set_side(self.side, parts)
-        else:
-            aim = torch.cat([scores for _, scores in drawn])
-            set_comparing_layer(model.base_model.model, self.side, parts, aim, self.recipe.seed)
+        is_long = rng.random() < recipe.long_share
+        window = recipe.long_length if is_long else recipe.max_length
+        logits = self._score(model, pairs, window).view(len(batch), -1)
+        aim = torch.from_numpy(np.take_along_axis(scores, np.array(groups), 1)).to(self.device)
+        distil = kl_div(log_softmax(logits, -1), softmax(aim, -1), reduction="batchmean")
+        label = cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long, device=self.device))
+        weight = recipe.label_weight if step >= recipe.distil_only * recipe.steps else 0.0
+        descent.step((1 - weight) * distil + weight * label)
+        return distil.item(), label.item()
 
     def draw(self, rng: random.Random) -> list[int]:
         """The queries of a step."""
@@ -364,7 +267,7 @@ class Trainer:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""
         device, parts, places = self.device.type, [], []
         for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
-            with torch.autocast(device, torch.bfloat16, enabled=self.half):
+            with torch.autocast(device, torch.bfloat16, enabled=half_is_quick(device)):
                 parts.append(model(**inputs).logits.float().view(-1))
             places.append(place)
         return in_order(parts, places)
@@ -388,7 +291,6 @@ class Trainer:
         state = {
             "step": step,
             "model": _trained(model),
-            "side": self.side.state_dict(),
             "descent": descent.state_dict(),
             "log": self.log,
             "rng": rng.getstate(),
@@ -402,7 +304,6 @@ class Trainer:
             return 0
         state = torch.load(saved, map_location=self.device, weights_only=False)
         _load(model, state["model"], saved)
-        self.side.load_state_dict(state["side"])
         descent.load_state_dict(state["descent"])
         rng.setstate(state["rng"])
         self.log = state["log"]

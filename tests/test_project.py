@@ -46,10 +46,8 @@ ROOMS = {
     "zoo": set(),
     "training_data": {"cwe"},
     "descent": set(),
-    "comparison": {"descent", "encoder"},
-    "teacher": {"descent", "encoder", "lexical", "training_data", "training_folder"},
-    "training": {"bundled", "comparison", "descent", "teacher"}
-    | {"training_data", "training_folder"},
+    "teacher": {"descent", "lexical", "training_data", "training_folder"},
+    "training": {"bundled", "descent", "teacher", "training_data", "training_folder"},
     "opening": {"zoo"},
     "tiny": {"bundled", "cwe", "hub"},
     "mining": NOUNS,

@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,6 @@ from safetensors.torch import load_file
 from rerank_utils import training, training_curve, training_data, training_folder
 from rerank_utils.bundled import ADAPTER
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
-from rerank_utils.reranking import load_reranker, score_pairs
 from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_data import training_documents
 
@@ -124,38 +122,6 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
         assert ours == pytest.approx(theirs, rel=1e-4)
     for name, value in load_file(tmp_path / "broken" / "bundle" / ADAPTER).items():
         torch.testing.assert_close(value.float(), adapter[name], atol=1e-3, rtol=0, msg=name)
-
-
-def test_a_reranker_that_begins_as_a_comparison(small_training, tmp_path, monkeypatch):
-    """It has a layer more, which the adapter holds whole; interrupted, it becomes the same."""
-    recipe = replace(SMALL, compare_steps=2)
-    whole = Trainer(recipe, tmp_path / "whole")
-    whole.run()
-    merged = tmp_path / "whole" / "merged"
-    config = json.loads((merged / "config.json").read_text(encoding="utf-8"))
-    assert config["num_hidden_layers"] == 7
-    report, right = "web page runs a script", "Cross-site Scripting. Input is not neutralized."
-    pairs = [(report, right), (report, "Divide By Zero."), ("number is not checked", right)]
-    reranker = load_reranker(merged, SMALL.max_length, "cpu")
-    ours, theirs = score_pairs(reranker, pairs), reranker.compute_score(pairs)
-    np.testing.assert_allclose(ours, theirs, atol=1e-4)
-    assert len(set(ours.round(4))) == 3
-
-    broken = Trainer(recipe, tmp_path / "broken")
-    step = broken._train_step
-
-    def failing(number, *rest):
-        if number == 2:  # what is kept is the state before the comparing layer was set
-            raise KeyboardInterrupt
-        return step(number, *rest)
-
-    monkeypatch.setattr(broken, "_train_step", failing)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
-    again = Trainer(recipe, tmp_path / "broken")
-    again.run()
-    for mine, other in zip(again.log, whole.log, strict=True):
-        assert mine == pytest.approx(other, rel=1e-3)
 
 
 @pytest.mark.parametrize("quick", [True, False])
