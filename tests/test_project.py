@@ -44,10 +44,19 @@ ROOMS = {
     "checks": set(),
     "score_cache": set(),
     "zoo": set(),
-    "training_data": {"cwe"},
+    "nvd": set(),
+    "training_queries": {"cwe", "nvd"},
+    "training_data": {"cwe", "training_queries"},
     "descent": set(),
     "teacher": {"descent", "lexical", "training_data", "training_folder"},
-    "training": {"bundled", "descent", "teacher", "training_data", "training_folder"},
+    "training": {
+        "bundled",
+        "descent",
+        "teacher",
+        "training_data",
+        "training_folder",
+        "training_queries",
+    },
     "opening": {"zoo"},
     "tiny": {"bundled", "cwe", "hub"},
     "mining": NOUNS,
@@ -105,10 +114,11 @@ def test_pyproject_and_environment_name_the_same_packages():
     assert any(line.strip() == "- python=3.11" for line in lines)
 
 
-def test_the_quick_engines_are_an_extra_and_are_tested():
+@pytest.mark.parametrize("name", ["fast", "train"])
+def test_what_few_need_is_an_extra_and_is_tested(name):
     extras = project()["optional-dependencies"]
-    assert extras["fast"] and set(extras["fast"]) <= set(extras["test"])
-    assert not set(extras["fast"]) & set(project()["dependencies"])
+    assert extras[name] and set(extras[name]) <= set(extras["test"])
+    assert not set(extras[name]) & set(project()["dependencies"])
 
 
 def test_every_package_is_pinned_within_its_range():
