@@ -40,10 +40,8 @@ def mine(trainer: Trainer, steps: int) -> list[Group]:
     groups = []
     for _ in range(steps):
         batch = trainer.draw(rng)
-        for (place, kind), scores in zip(
-            batch, teacher.scores([place for place, _ in batch]), strict=True
-        ):
-            columns = trainer.group(place, kind, scores, rng)
+        for place, scores in zip(batch, teacher.scores(batch), strict=True):
+            columns = trainer.group(place, scores, rng)
             positive, *negatives = (data.documents[data.ids[column]] for column in columns)
             groups.append(Group(data.queries[place].text, [positive], negatives))
     return groups

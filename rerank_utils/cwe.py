@@ -278,14 +278,13 @@ def related_weaknesses(taxonomy: bool = True) -> dict[str, frozenset[str]]:
         related[first] |= by_id[second].weaknesses
         related[second] |= by_id[first].weaknesses
     if taxonomy:
-        near = parents_and_children(weaknesses)
+        near = _parents_and_children(weaknesses)
         for report in reports:
             related[report.id] |= set().union(*(near[answer] for answer in report.weaknesses))
     return {query: frozenset(found - by_id[query].weaknesses) for query, found in related.items()}
 
 
-def parents_and_children(weaknesses: Iterable[Weakness]) -> dict[str, set[str]]:
-    """Weakness id -> ids of its parents and children in the research view."""
+def _parents_and_children(weaknesses: Iterable[Weakness]) -> dict[str, set[str]]:
     near: dict[str, set[str]] = defaultdict(set)
     for weakness in weaknesses:
         for parent in weakness.parents:

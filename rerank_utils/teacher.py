@@ -69,16 +69,14 @@ class BiEncoder:
     def loss(self, data: TrainingSet, batch: int, rng: random.Random) -> torch.Tensor:
         """Cross-entropy of finding the answer among all documents of a batch.
 
-        The queries are reports, sentences and, if there are any, descriptions of the NVD, as many
-        of each. Half as many documents join at random. Documents that also answer a query, or may,
-        do not count against it.
+        Half of the queries are reports, half sentences. Half as many documents join at random.
+        Documents that also answer a query, or may, do not count against it.
         """
-        pools = [pool for pool in (data.reports, data.sentences, data.descriptions) if pool]
-        sizes = [len(part) for part in np.array_split(np.arange(batch), len(pools))]
-        asked = [i for pool, size in zip(pools, sizes, strict=True) for i in rng.sample(pool, size)]
+        half = batch // 2
+        asked = rng.sample(data.reports, half) + rng.sample(data.sentences, half)
         chosen = [rng.choice(sorted(data.queries[i].positives)) for i in asked]
         weaknesses = [document for document in data.ids if document.startswith("CWE-")]
-        columns = sorted({*chosen, *rng.sample(weaknesses, batch // 2)})
+        columns = sorted({*chosen, *rng.sample(weaknesses, half)})
         left = self([data.queries[i].text for i in asked])
         right = self([data.documents[document] for document in columns])
         target = torch.tensor([columns.index(document) for document in chosen])

@@ -16,7 +16,6 @@ import json
 import random
 import time
 from dataclasses import asdict, dataclass
-from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,7 +29,6 @@ from .descent import Descent, in_order, length_parts
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
 from .training_folder import half_is_quick, save_state
-from .training_queries import TrainingQuery
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -48,15 +46,12 @@ class Recipe:
     steps: int = 2400
     queries_per_step: int = 4
     reports_per_step: int = 2
-    crossed_per_step: int = 0
-    descriptions_per_step: int = 0
     sentences_per_step: int = 1
     group: int = 12
     random_negatives: int = 2
     mined_ranks: int = 60
     mined_passages: int = 3
     docstrings: int = 4000
-    nvd_per_weakness: int = 0
     report_share: float = 1.0
     rate: float = 3e-4
     warmup: int = 100
@@ -112,9 +107,7 @@ class Trainer:
         self.output = output
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
-        self.data = TrainingSet(
-            recipe.docstrings, recipe.nvd_per_weakness, recipe.report_share, recipe.seed
-        )
+        self.data = TrainingSet(recipe.docstrings, recipe.report_share, recipe.seed)
         self.log: list[dict] = []
         self._claim_folder()
 
@@ -217,11 +210,11 @@ class Trainer:
     ) -> tuple[float, float]:
         recipe, data = self.recipe, self.data
         batch = self.draw(rng)
-        scores = teacher.scores([query for query, _ in batch])
-        groups = [self.group(*asked, row, rng) for asked, row in zip(batch, scores, strict=True)]
+        scores = teacher.scores(batch)
+        groups = [self.group(i, row, rng) for i, row in zip(batch, scores, strict=True)]
         pairs = [
-            (data.queries[query].text, data.documents[data.ids[column]])
-            for (query, _), group in zip(batch, groups, strict=True)
+            (data.queries[i].text, data.documents[data.ids[column]])
+            for i, group in zip(batch, groups, strict=True)
             for column in group
         ]
         is_long = rng.random() < recipe.long_share
@@ -234,23 +227,20 @@ class Trainer:
         descent.step((1 - weight) * distil + weight * label)
         return distil.item(), label.item()
 
-    def draw(self, rng: random.Random) -> list[tuple[int, str]]:
-        """The queries of a step, each with the kind of document that it looks for."""
+    def draw(self, rng: random.Random) -> list[int]:
+        """The queries of a step."""
         recipe, data = self.recipe, self.data
-        pools = [
-            (data.reports, recipe.reports_per_step, "CWE"),
-            (data.crossed, recipe.crossed_per_step, "NVD"),
-            (data.descriptions, recipe.descriptions_per_step, "CWE"),
-            (data.sentences, recipe.sentences_per_step, "CWE"),
+        summaries = recipe.queries_per_step - recipe.reports_per_step - recipe.sentences_per_step
+        return [
+            *rng.sample(data.reports, recipe.reports_per_step),
+            *rng.sample(data.sentences, recipe.sentences_per_step),
+            *rng.sample(data.summaries, summaries),
         ]
-        rest = recipe.queries_per_step - sum(count for _, count, _ in pools)
-        pools.append((data.summaries, rest, "docstring"))
-        return [(query, kind) for pool, count, kind in pools for query in rng.sample(pool, count)]
 
-    def group(self, query: int, kind: str, scores: np.ndarray, rng: random.Random) -> list[int]:
+    def group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
         """One positive, then mined negatives, then random ones, as document columns.
 
-        Those that are mined are of this kind; beside weaknesses, a few are other passages.
+        What is mined for a report or a sentence are documents and a few other passages.
         """
         recipe, data = self.recipe, self.data
         asked = data.queries[query]
@@ -258,26 +248,20 @@ class Trainer:
         order = np.argsort(-scores)
         mined: list[int] = []
         wanted = recipe.group - 1 - recipe.random_negatives
-        shares = {kind: wanted}
-        if kind == "CWE":
-            shares = {kind: wanted - recipe.mined_passages, "passage": recipe.mined_passages}
-        for sort, share in shares.items():
-            ranked = order[data.kind[order] == sort].tolist()
-            allowed = (column for column in ranked if not data.owned(column, wrong))
-            mined += rng.sample(list(islice(allowed, recipe.mined_ranks)), share)
+        if asked.field == "docstring":
+            shares = {"docstring": wanted}
+        else:
+            shares = {"CWE": wanted - recipe.mined_passages, "passage": recipe.mined_passages}
+        for kind, share in shares.items():
+            first = order[data.kind[order] == kind][: recipe.mined_ranks].tolist()
+            allowed = [column for column in first if not data.owned(column, wrong)]
+            mined += rng.sample(allowed, share)
         others: list[int] = []
         while len(others) < recipe.random_negatives:
             column = rng.randrange(len(scores))
             if column not in mined + others and not data.owned(column, wrong):
                 others.append(column)
-        return [self._positive(asked, kind, rng), *mined, *others]
-
-    def _positive(self, asked: TrainingQuery, kind: str, rng: random.Random) -> int:
-        data, owners = self.data, sorted(asked.positives)
-        if kind != "NVD":
-            return data.column[rng.choice(owners)]
-        columns = {column for weakness in owners for column in data.described.get(weakness, ())}
-        return rng.choice(sorted(columns))
+        return [data.column[rng.choice(sorted(asked.positives))], *mined, *others]
 
     def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
         """Logits (len(pairs),), run in three length-sorted parts to save padding."""

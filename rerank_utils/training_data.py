@@ -3,8 +3,6 @@
 A few hundred documents teach a cross-encoder those documents, not how to compare texts. So the
 candidates also hold other passages of the catalogue, and a part of the queries and candidates are
 docstrings of installed packages: the summary is the query, the rest of the docstring the answer.
-For the same reason descriptions of the National Vulnerability Database can join, as queries that
-look for weaknesses and as texts that a report looks for.
 """
 
 from __future__ import annotations
@@ -12,71 +10,86 @@ from __future__ import annotations
 import ast
 import hashlib
 import random
+import re
 from collections import defaultdict
+from dataclasses import dataclass
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
 
 import numpy as np
 
-from .cwe import clean_report, read_catalogue
-from .training_queries import TrainingQuery, in_training, nvd_queries, training_queries
+from .cwe import (
+    Report,
+    Weakness,
+    clean_report,
+    collect_reports,
+    held_out,
+    linked_reports,
+    near_duplicates,
+    read_catalogue,
+    read_splits,
+    related_weaknesses,
+)
 
-KINDS = {"report": "report", "docstring": "docstring", "NVD": "description", "twin": "description"}
-"""Of queries, by the field they come from; all others are sentences of the catalogue."""
+MAX_SHARED = 4
+"""A sentence that stands under more weaknesses than this says little about any of them."""
 DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
 """Packages whose docstrings are read; all are requirements, or part of Python."""
+
+
+@dataclass(frozen=True)
+class TrainingQuery:
+    """A text to search with, and the ids of the documents that answer it.
+
+    Attributes:
+        text: the query.
+        positives: ids of the documents it belongs to, none of them held out.
+        field: "report", the field of the catalogue that the text was taken from, or
+            "docstring".
+        related: ids that are never used as negatives: the answers of linked reports.
+    """
+
+    text: str
+    positives: frozenset[str]
+    field: str
+    related: frozenset[str] = frozenset()
 
 
 class TrainingSet:
     """Queries and documents of a training, and what each belongs to.
 
     Attributes:
-        queries: reports, sentences of the catalogue, descriptions of the NVD, summaries of
-            docstrings.
-        documents: document id -> text: weaknesses, passages, descriptions of the NVD, docstrings.
+        queries: reports, sentences of the catalogue, summaries of docstrings.
+        documents: document id -> text: weaknesses, passages, docstrings.
         owners: document id -> the weaknesses it belongs to; a docstring belongs to itself.
         ids: the document ids; a document's column in a table of scores is its place here.
-        kind: (documents,) of "CWE", "passage", "NVD" or "docstring".
-        reports, sentences, descriptions, summaries: places of these kinds in `queries`.
-        crossed: places of the reports that a description of the NVD answers.
-        described: weakness -> columns of the descriptions filed under it.
+        kind: (documents,) of "CWE", "passage" or "docstring".
+        reports, sentences, summaries: places of these kinds in `queries`.
 
     Args:
         docstrings: how many to take.
-        nvd: how many descriptions of the NVD to take under each weakness; 0: none at all.
         share: which part of the reports to take, from 0 to 1, drawn with the seed.
         seed: of the draws.
     """
 
-    def __init__(self, docstrings: int, nvd: int = 0, share: float = 1, seed: int = 0):
+    def __init__(self, docstrings: int, share: float = 1, seed: int = 0):
         self.documents, self.owners = training_documents()
         self.queries = training_queries()
-        for number, query in enumerate(nvd_queries(nvd, seed) if nvd else []):
-            key = f"NVD-{number}"
-            self.documents[key], self.owners[key] = query.text, query.positives
-            self.queries.append(query)
         for number, (summary, rest) in enumerate(read_docstrings(docstrings, seed)):
             key = f"docstring-{number}"
             self.documents[key], self.owners[key] = rest, frozenset({key})
             self.queries.append(TrainingQuery(summary, frozenset({key}), "docstring"))
         places: dict[str, list[int]] = defaultdict(list)
         for i, query in enumerate(self.queries):
-            places[KINDS.get(query.field, "sentence")].append(i)
+            field = query.field if query.field in ("report", "docstring") else "sentence"
+            places[field].append(i)
         reports = places["report"]
         self.reports = random.Random(seed).sample(reports, round(share * len(reports)))
         self.sentences, self.summaries = places["sentence"], places["docstring"]
-        self.descriptions = places["description"]
         self.ids = list(self.documents)
         self.column = {document: i for i, document in enumerate(self.ids)}
         self.kind = np.array([document.split("-")[0] for document in self.ids])
-        self.described: dict[str, list[int]] = defaultdict(list)
-        for column in np.flatnonzero(self.kind == "NVD").tolist():
-            for weakness in self.owners[self.ids[column]]:
-                self.described[weakness].append(column)
-        self.crossed = [
-            i for i in self.reports if not self.queries[i].positives.isdisjoint(self.described)
-        ]
 
     def owned(self, column: int, weaknesses: frozenset[str]) -> bool:
         """Whether the document of a column belongs to one of these weaknesses."""
@@ -86,6 +99,63 @@ class TrainingSet:
         """A sha256 of all texts, by which a training knows that it resumes on the same data."""
         texts = "\0".join([*(query.text for query in self.queries), *self.documents.values()])
         return hashlib.sha256(texts.encode()).hexdigest()
+
+
+def training_queries() -> list[TrainingQuery]:
+    """Reports, then sentences from other fields of the catalogue, with what they are filed under.
+
+    Nothing held out takes part: no report of dev or test, none that is linked to one of them
+    (see `cwe.linked_reports`), no sentence that also stands under a held-out weakness or is a near
+    duplicate of a dev or test report. A report that is filed on both sides, which no split can
+    hold, is asked with its weaknesses of the training side alone.
+    """
+    weaknesses = read_catalogue()
+    reports = collect_reports(weaknesses)
+    splits = read_splits()
+    asked = {query for side in ("dev", "test") for query in splits[side]}
+    related = related_weaknesses(taxonomy=False)
+    queries = [
+        TrainingQuery(report.text, positives, "report", related[report.id])
+        for report in _unasked(reports, asked)
+        if (positives := frozenset(filter(_in_training, report.weaknesses)))
+    ]
+    usable = [
+        TrainingQuery(text, frozenset(owners), field)
+        for text, (owners, field) in _sentences(weaknesses).items()
+        if len(owners) <= MAX_SHARED and all(map(_in_training, owners))
+    ]
+    leaks = near_duplicates(
+        [query.text for query in usable], [r.text for r in reports if r.id in asked]
+    )
+    return queries + [query for i, query in enumerate(usable) if i not in leaks]
+
+
+def _in_training(weakness_id: str) -> bool:
+    return held_out(weakness_id) == "train"
+
+
+def _unasked(reports: list[Report], asked: set[str]) -> list[Report]:
+    """The reports that are neither asked in dev or test nor linked to one that is."""
+    known = asked.copy()
+    for pair in linked_reports(reports):
+        if not asked.isdisjoint(pair):
+            known.update(pair)
+    return [report for report in reports if report.id not in known]
+
+
+def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
+    """Sentence -> the weaknesses under which it stands, and the field where it was met first."""
+    owners: dict[str, set[str]] = defaultdict(set)
+    fields: dict[str, str] = {}
+    for weakness in weaknesses:
+        for field, passages in weakness.passages.items():
+            least = 2 if field in ("taxonomy names", "alternate terms") else 5
+            for passage in passages:
+                for sentence in re.split(r"(?<=[.!?])\s+", clean_report(passage)):
+                    if least <= len(sentence.split()) <= 45:
+                        owners[sentence].add(weakness.id)
+                        fields.setdefault(sentence, field)
+    return {sentence: (owners[sentence], fields[sentence]) for sentence in owners}
 
 
 def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
@@ -98,7 +168,7 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
     owners: dict[str, set[str]] = defaultdict(set)
     passages: dict[str, set[str]] = defaultdict(set)
     for weakness in read_catalogue():
-        if in_training(weakness.id):
+        if _in_training(weakness.id):
             documents[weakness.id] = weakness.document
             owners[weakness.id].add(weakness.id)
         for texts in weakness.passages.values():
@@ -106,7 +176,7 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
                 if len(passage.split()) >= 12:
                     passages[clean_report(passage)].add(weakness.id)
     for number, (text, where) in enumerate(passages.items()):
-        if all(map(in_training, where)):
+        if all(map(_in_training, where)):
             documents[f"passage-{number}"] = text
             owners[f"passage-{number}"] = where
     return documents, {key: frozenset(where) for key, where in owners.items()}

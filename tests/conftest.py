@@ -12,8 +12,7 @@ from cells import taught_source
 from rerank_utils import training_data
 from rerank_utils.mining import Group
 from rerank_utils.tiny import build_tiny
-from rerank_utils.training_data import training_documents
-from rerank_utils.training_queries import TrainingQuery, training_queries
+from rerank_utils.training_data import training_documents, training_queries
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
 os.environ.pop("RERANK_PROFILE", None)  # so that a user's own setting changes no test
@@ -85,10 +84,8 @@ def small_training(monkeypatch, asked_in_training):
     kept = {key for q in chosen for key in q.positives} | set(list(documents)[:30])
     kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[1000:])
     few = {key: text for key, text in documents.items() if key in kept}
-    described = [TrainingQuery(f"{q.text} In short.", q.positives, "NVD") for q in chosen[:20]]
     monkeypatch.setattr(training_data, "training_queries", lambda: list(chosen))
-    monkeypatch.setattr(training_data, "nvd_queries", lambda per_weakness, seed: described)
-    monkeypatch.setattr(training_data, "training_documents", lambda: (dict(few), dict(owners)))
+    monkeypatch.setattr(training_data, "training_documents", lambda: (few, dict(owners)))
 
 
 @pytest.fixture

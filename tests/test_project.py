@@ -44,19 +44,10 @@ ROOMS = {
     "checks": set(),
     "score_cache": set(),
     "zoo": set(),
-    "nvd": set(),
-    "training_queries": {"cwe", "nvd"},
-    "training_data": {"cwe", "training_queries"},
+    "training_data": {"cwe"},
     "descent": set(),
     "teacher": {"descent", "lexical", "training_data", "training_folder"},
-    "training": {
-        "bundled",
-        "descent",
-        "teacher",
-        "training_data",
-        "training_folder",
-        "training_queries",
-    },
+    "training": {"bundled", "descent", "teacher", "training_data", "training_folder"},
     "opening": {"zoo"},
     "tiny": {"bundled", "cwe", "hub"},
     "mining": NOUNS,
@@ -114,11 +105,10 @@ def test_pyproject_and_environment_name_the_same_packages():
     assert any(line.strip() == "- python=3.11" for line in lines)
 
 
-@pytest.mark.parametrize("name", ["fast", "train"])
-def test_what_few_need_is_an_extra_and_is_tested(name):
+def test_the_quick_engines_are_an_extra_and_are_tested():
     extras = project()["optional-dependencies"]
-    assert extras[name] and set(extras[name]) <= set(extras["test"])
-    assert not set(extras[name]) & set(project()["dependencies"])
+    assert extras["fast"] and set(extras["fast"]) <= set(extras["test"])
+    assert not set(extras["fast"]) & set(project()["dependencies"])
 
 
 def test_every_package_is_pinned_within_its_range():

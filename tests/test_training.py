@@ -2,7 +2,6 @@
 
 import json
 import random
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,13 +18,10 @@ SMALL = Recipe(
     tune_steps=1,
     tune_batch=4,
     steps=4,
-    queries_per_step=5,
+    queries_per_step=3,
     reports_per_step=1,
-    crossed_per_step=1,
-    descriptions_per_step=1,
     sentences_per_step=1,
     docstrings=30,
-    nvd_per_weakness=1,
     group=4,
     random_negatives=1,
     mined_ranks=20,
@@ -70,34 +66,14 @@ def test_docstrings_with_the_same_text_are_one_document(monkeypatch):
 
 def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
     trainer = Trainer(SMALL, tmp_path)
-    data = trainer.data
-    scores = np.random.default_rng(0).normal(size=len(data.ids))
-    kinds = {"docstring": "docstring"}
-    asked = [(number, kinds.get(q.field, "CWE")) for number, q in enumerate(data.queries)]
-    asked += [(number, "NVD") for number in data.crossed]
-    assert len(data.crossed) >= 20
-    for number, kind in asked:
-        query = data.queries[number]
-        group = trainer.group(number, kind, scores, random.Random(number))
-        names = [data.ids[column] for column in group]
+    scores = np.random.default_rng(0).normal(size=len(trainer.data.ids))
+    for number, query in enumerate(trainer.data.queries):
+        group = trainer.group(number, scores, random.Random(number))
+        names = [trainer.data.ids[column] for column in group]
         assert len(set(names)) == SMALL.group
-        assert names[0].split("-")[0] == kind
-        assert data.owners[names[0]] & query.positives
+        assert names[0] in query.positives
         for name in names[1:]:
-            assert not data.owners[name] & (query.positives | query.related)
-
-
-def test_a_step_asks_every_kind_of_query(small_training, tmp_path):
-    trainer = Trainer(SMALL, tmp_path)
-    drawn = trainer.draw(random.Random(0))
-    assert [kind for _, kind in drawn] == ["CWE", "NVD", "CWE", "CWE", "docstring"]
-    report, crossed, described, sentence, summary = (
-        trainer.data.queries[query].field for query, _ in drawn
-    )
-    assert report == crossed == "report" and described == "NVD" and summary == "docstring"
-    assert sentence not in ("report", "NVD", "twin", "docstring")
-    without = Trainer(replace(SMALL, nvd_per_weakness=0), tmp_path / "without").data
-    assert not without.descriptions and not without.crossed and "NVD" not in without.kind
+            assert not trainer.data.owners[name] & (query.positives | query.related)
 
 
 def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, monkeypatch):
