@@ -11,6 +11,7 @@ import os
 import tempfile
 import warnings
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 from weakref import WeakKeyDictionary
@@ -170,7 +171,9 @@ def _open_onnx(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
     runtime = _import("onnxruntime")
     path = _exported(model, weights)
     if dtype == "int8":
-        path = _derived(path, "int8" if _adds_int8() else "int8-seven-bits", _quantize)
+        bits = 8 if _adds_int8() else 7
+        kind = "int8" if bits == 8 else "int8-seven-bits"
+        path = _derived(path, kind, partial(_quantize, bits=bits))
     session = runtime.InferenceSession(path, providers=["CPUExecutionProvider"])
     return lambda batch: session.run(None, batch)[0]
 
@@ -253,8 +256,8 @@ def _export(model: PreTrainedModel, path: Path) -> None:
         )
 
 
-def _quantize(path: Path, target: Path) -> None:
-    """Weights as int8; where two products may overflow 16 bits, only seven bits of it are used.
+def _quantize(path: Path, target: Path, bits: int) -> None:
+    """Weights as int8, of which 8 bits are used, or 7 where two products may overflow 16 bits.
 
     ONNX Runtime multiplies uint8 by int8, and x86 without VNNI adds two such products in 16 bits.
     Sums that do not fit are cut in silence, and the scores are wrong.
@@ -270,7 +273,7 @@ def _quantize(path: Path, target: Path) -> None:
             target,
             weight_type=QuantType.QInt8,
             per_channel=True,
-            reduce_range=not _adds_int8(),
+            reduce_range=bits == 7,
         )
     finally:
         logging.getLogger().removeFilter(quiet)
