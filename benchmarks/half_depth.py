@@ -31,20 +31,21 @@ from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_curve import QUICK
 
 DEPTH = 50
+BATCH = 4
+"""Groups a step."""
 
 
-def mine(trainer: Trainer, steps: int) -> list[Group]:
-    """The groups of so many steps of the recipe, as texts."""
-    teacher, data = trainer.teacher(trainer.fresh_model()), trainer.data
-    rng = random.Random(trainer.recipe.seed)
+def draw_groups(trainer: Trainer, count: int) -> list[Group]:
+    """So many groups of the recipe, as texts."""
+    candidates = trainer.candidates(trainer.teacher(trainer.fresh_model()))
+    rng, data = random.Random(trainer.recipe.seed), trainer.data
     groups = []
-    for _ in range(steps):
-        batch = trainer.draw(rng)
-        for place, scores in zip(batch, teacher.scores(batch), strict=True):
-            columns = trainer.group(place, scores, rng)
+    while len(groups) < count:
+        for query in trainer.draw(rng):
+            columns, _ = trainer.group(query, candidates[query], rng)
             positive, *negatives = (data.documents[data.ids[column]] for column in columns)
-            groups.append(Group(data.queries[place].text, [positive], negatives))
-    return groups
+            groups.append(Group(data.queries[query].text, [positive], negatives))
+    return groups[:count]
 
 
 def learn_scores(
@@ -53,7 +54,7 @@ def learn_scores(
     """A student of half the layers, trained on the teacher's scores alone."""
     window, lines = OFFLINE.reranker_length, folder / "scored.jsonl"
     if not lines.exists():
-        few = groups[: steps * trainer.recipe.queries_per_step]
+        few = groups[: steps * BATCH]
         write_jsonl(teacher_scores(few, load_reranker(source, window, "cpu"), **QUICK), lines)
     return finetune(
         half_depth(source, folder / "as_cut"),
@@ -61,7 +62,7 @@ def learn_scores(
         folder / "scores",
         steps=steps,
         rate=2e-4,
-        batch=trainer.recipe.queries_per_step,
+        batch=BATCH,
         group=trainer.recipe.group,
         query_length=window // 2,
         passage_length=window // 2,
@@ -90,7 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
     lines = work / "train.jsonl"
     if not lines.exists():
-        write_jsonl(mine(trainer, max(given.steps, given.score_steps)), lines)
+        write_jsonl(draw_groups(trainer, BATCH * max(given.steps, given.score_steps)), lines)
     models = {
         "teacher": source,
         "half, as cut": half_depth(source, work / "as_cut"),
@@ -100,7 +101,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             work / "layers",
             steps=given.steps,
             rate=given.rate,
-            batch=trainer.recipe.queries_per_step,
+            batch=BATCH,
             max_length=window,
             device="cpu",
         ),

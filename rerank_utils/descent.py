@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -33,10 +33,14 @@ class Descent:
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
 
-    def step(self, loss: torch.Tensor) -> None:
-        """Change the weights a little so that this loss falls."""
+    def step(self, losses: Iterable[torch.Tensor]) -> None:
+        """Change the weights a little so that the sum of these losses falls.
+
+        Each is computed and done with before the next, so that memory holds one at a time.
+        """
         self.optimizer.zero_grad()
-        loss.backward()
+        for loss in losses:
+            loss.backward()
         torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
         self.optimizer.step()
         self.schedule.step()

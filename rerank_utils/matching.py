@@ -115,7 +115,7 @@ class Matching:
                 f"The loss is {loss.item()} at step {step + 1}: the weights overflow. Choose a "
                 "lower rate, and another folder."
             )
-        self.descent.step(loss)
+        self.descent.step([loss])
         return loss.item()
 
     def loss(self, batch: Sequence[Group]) -> torch.Tensor:

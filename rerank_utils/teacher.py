@@ -61,8 +61,9 @@ class BiEncoder:
         """(texts, d) float32, in batches of like length."""
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors = np.zeros((len(texts), self.encoder.config.hidden_size), dtype=np.float32)
-        for start in range(0, len(order), 32):
-            chunk = order[start : start + 32]
+        size = 32 if self.encoder.device.type == "cpu" else 512
+        for start in range(0, len(order), size):
+            chunk = order[start : start + size]
             vectors[chunk] = self([texts[i] for i in chunk]).cpu().numpy()
         return vectors
 
@@ -97,7 +98,8 @@ class Teacher:
 
     Args:
         data: what is scored.
-        queries, documents: (n, d) float32 vectors of a bi-encoder.
+        queries, documents: (n, d) float32 vectors; their product is the cosine, or the mean of
+            those of several bi-encoders.
         weight: of BM25.
     """
 
@@ -128,5 +130,5 @@ def tune(
     bar = tqdm(range(steps), desc="teacher")
     for _ in bar:
         loss = encoder.loss(data, batch, rng)
-        descent.step(loss)
+        descent.step([loss])
         bar.set_postfix(loss=f"{loss.item():.3f}")

@@ -1,12 +1,13 @@
 """Train a reranker such as the bundled one: `python -m rerank_utils.training --output FOLDER`.
 
-Three stages, all on the training side of the split. (1) The packaged bi-encoder is tuned for a
-few minutes on (query, document) pairs; with BM25 beside it, it is the teacher. (2) A
-cross-encoder, the same tuned MiniLM with a fresh head, learns to rank as the teacher does: a
-listwise KL divergence over one group of candidates. (3) The labels join the loss. Progress is
-saved, and the same command resumes.
+Two stages, both on the training side of the split. (1) The packaged bi-encoder is tuned for a few
+minutes on (query, document) pairs, four times with other draws; these four, with BM25 beside them,
+are the teacher. (2) A cross-encoder, the first of them with a fresh head, learns to rank as the
+teacher does: a listwise KL divergence over one group of candidates. With `label_weight` the labels
+join the loss. Progress is saved, and the same command resumes.
 
-What it learns from is in `training_data`, the teacher in `teacher`.
+What it learns from is in `training_data`, the teacher in `teacher`, what a query is compared with
+in `candidates`.
 """
 
 from __future__ import annotations
@@ -15,9 +16,10 @@ import argparse
 import json
 import random
 import time
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -25,6 +27,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
 from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
+from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
@@ -34,46 +37,73 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
+QUERIES_AT_ONCE = 4
+"""Of a step: what a backward pass keeps in memory, some GB with groups of 24."""
+
+
 @dataclass(frozen=True)
 class Recipe:
-    """Every number of the training. Learning rates are peak values, lengths are in tokens."""
+    """Every number of the training. Learning rates are peak values, lengths are in tokens.
+
+    `label_weight` is the share of the labels in the loss, after `distil_only` of the steps.
+    """
 
     seed: int = 0
+    teachers: int = 4
     tune_steps: int = 100
-    tune_batch: int = 32
+    tune_batch: int = 64
     tune_rate: float = 5e-4
     bm25_weight: float = 0.4
-    steps: int = 2400
-    queries_per_step: int = 4
-    reports_per_step: int = 2
-    sentences_per_step: int = 1
-    group: int = 12
-    random_negatives: int = 2
+    steps: int = 950
+    queries_per_step: int = 40
+    reports_per_step: int = 14
+    sentences_per_step: int = 12
+    group: int = 24
+    random_negatives: int = 3
     mined_ranks: int = 60
-    mined_passages: int = 3
-    docstrings: int = 4000
+    mined_excerpts: int = 5
+    mined_passages: int = 5
+    mined_mixtures: int = 4
+    docstrings: int = 11500
+    excerpts: int = 10
+    mixtures: int = 6000
     report_share: float = 1.0
-    rate: float = 3e-4
-    warmup: int = 100
+    rate: float = 5e-4
+    warmup: int = 50
     distil_only: float = 0.2
-    label_weight: float = 0.3
+    label_weight: float = 0.0
     max_length: int = MAX_LENGTH
     long_length: int = 256
-    long_share: float = 0.15
+    long_share: float = 0.1
     rank: int = 64
     alpha: int = 32
-    save_every: int = 100
-    snapshot_every: int = 300
-    average_from: int = 1200
-    average_to: int = 1800
-    log_every: int = 50
+    save_every: int = 50
+    snapshot_every: int = 190
+    average_from: int = 0
+    average_to: int = 0
+    log_every: int = 20
 
     def __post_init__(self):
-        mined = self.group - 1 - self.random_negatives
-        if not 0 <= self.mined_passages <= mined:
+        mined = self.mined_excerpts + self.mined_passages + self.mined_mixtures
+        room = self.group - 1 - self.random_negatives
+        if mined > room:
             raise ValueError(
-                f"mined_passages is {self.mined_passages}, but a group of {self.group} with "
-                f"{self.random_negatives} random negatives has room for {mined} mined ones."
+                f"mined_excerpts, mined_passages and mined_mixtures are {mined} together, but a "
+                f"group of {self.group} with {self.random_negatives} random negatives has room for "
+                f"{room} mined ones."
+            )
+        for made in ("excerpts", "mixtures"):
+            if getattr(self, f"mined_{made}") and not getattr(self, made):
+                raise ValueError(
+                    f"mined_{made} is {getattr(self, f'mined_{made}')}, but {made} is 0: there are "
+                    f"none to mine. Set mined_{made} to 0 too."
+                )
+        asked = self.queries_per_step - self.reports_per_step - self.sentences_per_step
+        if asked < 0 or (asked and self.docstrings < self.group):
+            raise ValueError(
+                f"A step asks {asked} docstrings (queries_per_step less reports_per_step and "
+                f"sentences_per_step), in groups of {self.group}, but docstrings is "
+                f"{self.docstrings}: raise it, or let the first be the sum of the other two."
             )
         if self.average_to > self.steps or (self.average_to and not self.averaged()):
             raise ValueError(
@@ -107,7 +137,9 @@ class Trainer:
         self.output = output
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
-        self.data = TrainingSet(recipe.docstrings, recipe.report_share, recipe.seed)
+        self.data = TrainingSet(
+            recipe.docstrings, recipe.excerpts, recipe.mixtures, recipe.report_share, recipe.seed
+        )
         self.log: list[dict] = []
         self._claim_folder()
 
@@ -127,23 +159,28 @@ class Trainer:
         saved.write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
     def run(self) -> None:
-        """All stages; leaves the adapter, the log and the merged model in the folder."""
+        """Both stages; leaves the adapter, the log and the merged model in the folder."""
         started = time.time()
         model = self.fresh_model()
-        self.train(model, self.teacher(model))
+        self.train(model, self.candidates(self.teacher(model)))
         self._average(model)
         model.save_pretrained(self.output / "adapter")
         write_bundle(self.output / "adapter", self.output / "bundle")
         merge(self.output / "bundle", self.output / "merged")
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
-    def fresh_model(self) -> PeftModel:
-        """MiniLM with a fresh head and a LoRA adapter, which alone are trained."""
+    def fresh_model(self, number: int = 0) -> PeftModel:
+        """MiniLM with a fresh head and a LoRA adapter, which alone are trained.
+
+        Args:
+            number: another one has other random weights.
+        """
         from peft import LoraConfig, get_peft_model
 
-        torch.manual_seed(self.recipe.seed)
+        torch.manual_seed(self.recipe.seed * self.recipe.teachers + number)
         base = untrained_reranker().to(self.device)
-        base.config._attn_implementation = "eager"  # its backward pass is twice as fast on a CPU
+        if self.device.type == "cpu":
+            base.config._attn_implementation = "eager"  # its backward pass is twice as fast there
         base.requires_grad_(False)
         config = LoraConfig(
             r=self.recipe.rank,
@@ -159,12 +196,22 @@ class Trainer:
         return BiEncoder(model.base_model.model.bert, self.tokenizer, self.recipe.max_length)
 
     def teacher(self, model: PeftModel) -> Teacher:
-        """Stage 1: tune the encoder of `model`, in place, as a bi-encoder."""
-        recipe, data, saved = self.recipe, self.data, self.output / "tuned.pt"
+        """Stage 1: the teacher; `model` becomes the first of its encoders."""
+        tuned = [self._tuned(number) for number in range(self.recipe.teachers)]
+        _load(model, tuned[0]["model"], self.output)
+        queries, documents = (
+            np.concatenate([state[name] for state in tuned], 1) for name in ("queries", "documents")
+        )
+        return Teacher(self.data, queries / len(tuned), documents, self.recipe.bm25_weight)
+
+    def _tuned(self, number: int) -> dict[str, Any]:
+        """Weights of a tuned bi-encoder, and its vectors of all queries and documents."""
+        recipe, data, saved = self.recipe, self.data, self.output / f"tuned-{number}.pt"
         if not saved.exists():
+            model = self.fresh_model(number)
             encoder = self.encoder(model)
             descent = Descent(model, recipe.tune_rate, recipe.tune_steps, warmup=10)
-            rng = random.Random(recipe.seed)
+            rng = random.Random(recipe.seed * recipe.teachers + number)
             tune(encoder, data, descent, recipe.tune_steps, recipe.tune_batch, rng)
             state = {
                 "model": _trained(model),
@@ -172,12 +219,14 @@ class Trainer:
                 "documents": encoder.embed(list(data.documents.values())),
             }
             save_state(state, saved)
-        state = torch.load(saved, map_location=self.device, weights_only=False)
-        _load(model, state["model"], saved)
-        return Teacher(data, state["queries"], state["documents"], recipe.bm25_weight)
+        return torch.load(saved, map_location=self.device, weights_only=False)
 
-    def train(self, model: PeftModel, teacher: Teacher) -> None:
-        """Stages 2 and 3; the state is saved now and then, and resumed from if found."""
+    def candidates(self, teacher: Teacher) -> list[Candidates]:
+        """What each query is compared with."""
+        return mine(self.data, teacher, self.recipe.mined_ranks, self.recipe.seed)
+
+    def train(self, model: PeftModel, candidates: Sequence[Candidates]) -> None:
+        """Stage 2; the state is saved now and then, and resumed from if found."""
         recipe = self.recipe
         torch.manual_seed(recipe.seed)
         rng = random.Random(recipe.seed)
@@ -187,7 +236,7 @@ class Trainer:
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
         losses: list[tuple[float, float]] = []
         for step in bar:
-            losses.append(self._train_step(step, rng, model, teacher, descent))
+            losses.append(self._train_step(step, rng, model, candidates, descent))
             if (step + 1) % recipe.log_every == 0:
                 distil, label = np.mean(losses, axis=0)
                 losses.clear()
@@ -205,27 +254,46 @@ class Trainer:
         step: int,
         rng: random.Random,
         model: PeftModel,
-        teacher: Teacher,
+        candidates: Sequence[Candidates],
         descent: Descent,
     ) -> tuple[float, float]:
-        recipe, data = self.recipe, self.data
+        recipe = self.recipe
         batch = self.draw(rng)
-        scores = teacher.scores(batch)
-        groups = [self.group(i, row, rng) for i, row in zip(batch, scores, strict=True)]
-        pairs = [
-            (data.queries[i].text, data.documents[data.ids[column]])
-            for i, group in zip(batch, groups, strict=True)
-            for column in group
-        ]
+        groups = [self.group(query, candidates[query], rng) for query in batch]
         is_long = rng.random() < recipe.long_share
         window = recipe.long_length if is_long else recipe.max_length
-        logits = self._score(model, pairs, window).view(len(batch), -1)
-        aim = torch.from_numpy(np.take_along_axis(scores, np.array(groups), 1)).to(self.device)
-        distil = kl_div(log_softmax(logits, -1), softmax(aim, -1), reduction="batchmean")
-        label = cross_entropy(logits, torch.zeros(len(batch), dtype=torch.long, device=self.device))
         weight = recipe.label_weight if step >= recipe.distil_only * recipe.steps else 0.0
-        descent.step((1 - weight) * distil + weight * label)
-        return distil.item(), label.item()
+        seen = []
+
+        def losses() -> Iterator[torch.Tensor]:
+            for start in range(0, len(batch), QUERIES_AT_ONCE):
+                part = slice(start, start + QUERIES_AT_ONCE)
+                distil, label = self._losses(model, batch[part], groups[part], window)
+                seen.append((distil.item() / len(batch), label.item() / len(batch)))
+                yield ((1 - weight) * distil + weight * label) / len(batch)
+
+        descent.step(losses())
+        return tuple(np.sum(seen, axis=0).tolist())
+
+    def _losses(
+        self,
+        model: PeftModel,
+        batch: Sequence[int],
+        groups: Sequence[tuple[list[int], list[float]]],
+        window: int,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Divergence from the teacher and cross-entropy of the labels, summed over queries."""
+        data = self.data
+        pairs = [
+            (data.queries[query].text, data.documents[data.ids[column]])
+            for query, (columns, _) in zip(batch, groups, strict=True)
+            for column in columns
+        ]
+        logits = self._score(model, pairs, window).view(len(batch), -1)
+        aim = torch.tensor([scores for _, scores in groups], device=self.device)
+        first = torch.zeros(len(batch), dtype=torch.long, device=self.device)
+        distil = kl_div(log_softmax(logits, -1), softmax(aim, -1), reduction="sum")
+        return distil, cross_entropy(logits, first, reduction="sum")
 
     def draw(self, rng: random.Random) -> list[int]:
         """The queries of a step."""
@@ -237,34 +305,24 @@ class Trainer:
             *rng.sample(data.summaries, summaries),
         ]
 
-    def group(self, query: int, scores: np.ndarray, rng: random.Random) -> list[int]:
-        """One positive, then mined negatives, then random ones, as document columns.
-
-        What is mined for a report or a sentence are documents and a few other passages.
-        """
-        recipe, data = self.recipe, self.data
-        asked = data.queries[query]
-        wrong = asked.positives | asked.related
-        order = np.argsort(-scores)
-        mined: list[int] = []
+    def group(
+        self, query: int, candidates: Candidates, rng: random.Random
+    ) -> tuple[list[int], list[float]]:
+        """Columns and teacher's scores of one positive, then mined and random negatives."""
+        recipe = self.recipe
+        shares = {
+            "excerpt": recipe.mined_excerpts,
+            "passage": recipe.mined_passages,
+            "mixture": recipe.mined_mixtures,
+        }
         wanted = recipe.group - 1 - recipe.random_negatives
-        if asked.field == "docstring":
+        shares["CWE"] = wanted - sum(shares.values())
+        if self.data.queries[query].field == "docstring":
             shares = {"docstring": wanted}
-        else:
-            shares = {"CWE": wanted - recipe.mined_passages, "passage": recipe.mined_passages}
-        for kind, share in shares.items():
-            first = order[data.kind[order] == kind][: recipe.mined_ranks].tolist()
-            allowed = [column for column in first if not data.owned(column, wrong)]
-            mined += rng.sample(allowed, share)
-        others: list[int] = []
-        while len(others) < recipe.random_negatives:
-            column = rng.randrange(len(scores))
-            if column not in mined + others and not data.owned(column, wrong):
-                others.append(column)
-        return [data.column[rng.choice(sorted(asked.positives))], *mined, *others]
+        return candidates.group(shares, recipe.random_negatives, rng)
 
     def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
-        """Logits (len(pairs),), run in three length-sorted parts to save padding."""
+        """Logits (len(pairs),), run in length-sorted parts to save padding."""
         device, parts, places = self.device.type, [], []
         for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
             with torch.autocast(device, torch.bfloat16, enabled=half_is_quick(device)):

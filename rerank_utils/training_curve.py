@@ -47,7 +47,10 @@ def tuned_quality(folder: Path, share: float, collection: Collection) -> dict[st
     """nDCG@10 of the encoder alone, tuned with a share of the reports, over all documents."""
     recipe = Recipe.of(folder)
     if share < recipe.report_share:
-        recipe, folder = replace(recipe, report_share=share), folder / "shares" / f"{share:g}"
+        recipe, folder = (
+            replace(recipe, report_share=share, teachers=1),
+            folder / "shares" / f"{share:g}",
+        )
     trainer = Trainer(recipe, folder)
     model = trainer.fresh_model()
     trainer.teacher(model)

@@ -1,8 +1,9 @@
 """What the bundled reranker is trained on: texts of the training side, and docstrings.
 
 A few hundred documents teach a cross-encoder those documents, not how to compare texts. So the
-candidates also hold other passages of the catalogue, and a part of the queries and candidates are
-docstrings of installed packages: the summary is the query, the rest of the docstring the answer.
+candidates also hold other passages of the catalogue, parts of the documents, and texts put together
+from sentences of several; the teacher has a score for any of them. And a part of the queries and
+candidates are docstrings of installed packages: the summary is the query, the rest the answer.
 """
 
 from __future__ import annotations
@@ -61,20 +62,35 @@ class TrainingSet:
 
     Attributes:
         queries: reports, sentences of the catalogue, summaries of docstrings.
-        documents: document id -> text: weaknesses, passages, docstrings.
+        documents: document id -> text: weaknesses, passages, excerpts, mixtures, docstrings.
         owners: document id -> the weaknesses it belongs to; a docstring belongs to itself.
         ids: the document ids; a document's column in a table of scores is its place here.
-        kind: (documents,) of "CWE", "passage" or "docstring".
+        kind: (documents,) of "CWE", "passage", "excerpt", "mixture" or "docstring".
         reports, sentences, summaries: places of these kinds in `queries`.
 
     Args:
         docstrings: how many to take.
+        excerpts: of each document of a weakness: texts of some of its sentences.
+        mixtures: texts of two to five sentences from anywhere on the training side.
         share: which part of the reports to take, from 0 to 1, drawn with the seed.
         seed: of the draws.
     """
 
-    def __init__(self, docstrings: int, share: float = 1, seed: int = 0):
-        self.documents, self.owners = training_documents()
+    def __init__(
+        self,
+        docstrings: int,
+        excerpts: int = 0,
+        mixtures: int = 0,
+        share: float = 1,
+        seed: int = 0,
+    ):
+        documents, owners = training_documents()
+        self.documents, self.owners = dict(documents), dict(owners)
+        rng = random.Random(seed)
+        made = _excerpts(documents, owners, excerpts, rng)
+        made += _mixtures(documents, owners, mixtures, rng)
+        for key, text, where in made:
+            self.documents[key], self.owners[key] = text, where
         self.queries = training_queries()
         for number, (summary, rest) in enumerate(read_docstrings(docstrings, seed)):
             key = f"docstring-{number}"
@@ -180,6 +196,44 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
             documents[f"passage-{number}"] = text
             owners[f"passage-{number}"] = where
     return documents, {key: frozenset(where) for key, where in owners.items()}
+
+
+Made = tuple[str, str, frozenset[str]]
+"""Id, text and owners of a document that is put together from others."""
+
+
+def _excerpts(
+    documents: dict[str, str], owners: dict[str, frozenset[str]], count: int, rng: random.Random
+) -> list[Made]:
+    """Texts of some sentences of a weakness, in their order; mostly with its name before them."""
+    made: list[Made] = []
+    for key, text in documents.items():
+        name, *rest = re.split(r"(?<=[.!?:])\s+", text)
+        if not key.startswith("CWE-") or len(rest) < 2:
+            continue
+        for _ in range(count):
+            kept = sorted(rng.sample(range(len(rest)), rng.randint(1, len(rest) - 1)))
+            parts = [name] * (rng.random() < 0.7) + [rest[i] for i in kept]
+            made.append((f"excerpt-{len(made)}", " ".join(parts), owners[key]))
+    return made
+
+
+def _mixtures(
+    documents: dict[str, str], owners: dict[str, frozenset[str]], count: int, rng: random.Random
+) -> list[Made]:
+    """Texts of sentences that never stood together."""
+    sentences = [
+        (sentence, owners[key])
+        for key, text in documents.items()
+        for sentence in re.split(r"(?<=[.!?])\s+", text)
+        if len(sentence.split()) >= 4
+    ]
+    made: list[Made] = []
+    for number in range(count):
+        drawn = rng.sample(sentences, rng.randint(2, 5))
+        where = frozenset().union(*(where for _, where in drawn))
+        made.append((f"mixture-{number}", " ".join(text for text, _ in drawn), where))
+    return made
 
 
 @cache

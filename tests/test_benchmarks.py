@@ -56,7 +56,17 @@ def test_precision(benchmark, tiny_reranker_folder):
 def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch, tmp_path):
     """Mined and distilled in two steps, both ways; a second call trains nothing again."""
     half_depth = importlib.import_module("half_depth")
-    small = Recipe(tune_steps=1, tune_batch=4, docstrings=30, rank=2, max_length=32, mined_ranks=30)
+    small = Recipe(
+        teachers=1,
+        tune_steps=1,
+        tune_batch=4,
+        docstrings=30,
+        excerpts=2,
+        mixtures=20,
+        rank=2,
+        max_length=32,
+        mined_ranks=30,
+    )
     Trainer(small, tmp_path / "training")
     sizes = f"--reranker {tiny_reranker_folder} --steps 2 --score-steps 1 --queries 3"
     found = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
@@ -65,11 +75,11 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
     ways = ["half, as cut", "half, layers matched", "half, scores alone"]
     assert [student["reranker"] for student in students] == ways
     groups = read_jsonl(tmp_path / "training" / "half_depth" / "train.jsonl")
-    assert len(groups) == 2 * small.queries_per_step
+    assert len(groups) == 2 * half_depth.BATCH
     for group in groups:
         assert len(group.neg) == small.group - 1
         assert group.pos[0] not in group.neg
-    monkeypatch.setattr(half_depth, "mine", None)
+    monkeypatch.setattr(half_depth, "draw_groups", None)
     again = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
     assert [row["nDCG@10"] for row in again["rows"]] == [r["nDCG@10"] for r in found["rows"]]
 

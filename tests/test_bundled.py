@@ -46,6 +46,9 @@ def test_card_log_and_makefile_tell_the_same_story():
     log = json.loads((bundled.adapter_path() / RECORD).read_text(encoding="utf-8"))
     assert log["result"]["averaged"] == Recipe().averaged()
     assert log["losses"][-1]["step"] == log["steps"][-1]["step"] == Recipe().steps
+    compared = (bundled.adapter_path() / "compared.json").read_text(encoding="utf-8")
+    curves = [[row["nDCG@10"] for row in run["steps"]] for run in json.loads(compared)["runs"]]
+    assert [row["nDCG@10"] for row in log["steps"]] in curves
 
 
 def test_the_packaged_minilm_is_the_one_the_course_was_made_with():

@@ -15,6 +15,7 @@ from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_data import training_documents
 
 SMALL = Recipe(
+    teachers=2,
     tune_steps=1,
     tune_batch=4,
     steps=4,
@@ -22,10 +23,14 @@ SMALL = Recipe(
     reports_per_step=1,
     sentences_per_step=1,
     docstrings=30,
-    group=4,
+    excerpts=2,
+    mixtures=20,
+    group=6,
     random_negatives=1,
     mined_ranks=20,
+    mined_excerpts=1,
     mined_passages=1,
+    mined_mixtures=1,
     warmup=1,
     distil_only=0.5,
     max_length=32,
@@ -66,14 +71,53 @@ def test_docstrings_with_the_same_text_are_one_document(monkeypatch):
 
 def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
     trainer = Trainer(SMALL, tmp_path)
-    scores = np.random.default_rng(0).normal(size=len(trainer.data.ids))
-    for number, query in enumerate(trainer.data.queries):
-        group = trainer.group(number, scores, random.Random(number))
-        names = [trainer.data.ids[column] for column in group]
+    data, teacher = trainer.data, trainer.teacher(trainer.fresh_model())
+    candidates = trainer.candidates(teacher)
+    kinds = set()
+    for number, query in enumerate(data.queries):
+        columns, scores = trainer.group(number, candidates[number], random.Random(number))
+        assert scores == pytest.approx(teacher.scores([number])[0][columns].tolist(), abs=1e-4)
+        names = [data.ids[column] for column in columns]
         assert len(set(names)) == SMALL.group
         assert names[0] in query.positives
         for name in names[1:]:
-            assert not trainer.data.owners[name] & (query.positives | query.related)
+            assert not data.owners[name] & (query.positives | query.related)
+            kinds.add((query.field == "docstring", name.split("-")[0]))
+    catalogue = {(False, kind) for kind in ("CWE", "excerpt", "passage", "mixture")}
+    assert kinds == catalogue | {(True, "docstring")}
+
+
+def test_mined_are_the_best_of_their_kind(small_training, tmp_path):
+    trainer = Trainer(SMALL, tmp_path)
+    data, teacher = trainer.data, trainer.teacher(trainer.fresh_model())
+    found = trainer.candidates(teacher)[0]
+    asked = data.queries[0]
+    scores = teacher.scores([0])[0]
+    allowed = [
+        column
+        for column in np.argsort(-scores).tolist()
+        if data.kind[column] == "passage"
+        and not data.owners[data.ids[column]] & (asked.positives | asked.related)
+    ]
+    assert sorted(found.mined["passage"].columns) == sorted(allowed[: SMALL.mined_ranks])
+
+
+def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path):
+    trainer = Trainer(SMALL, tmp_path)
+    model = trainer.fresh_model()
+    teacher = trainer.teacher(model)
+    cosines = []
+    for number in range(SMALL.teachers):
+        state = torch.load(tmp_path / f"tuned-{number}.pt", weights_only=False)
+        cosines.append(state["queries"][:3] @ state["documents"].T)
+    assert not np.allclose(cosines[0], cosines[1])
+    np.testing.assert_allclose(
+        teacher.queries[:3] @ teacher.documents.T, np.mean(cosines, 0), atol=1e-6
+    )
+    # the reranker begins as the first of them
+    first = trainer.encoder(model).embed([trainer.data.queries[0].text])
+    one = torch.load(tmp_path / "tuned-0.pt", weights_only=False)["queries"][:1]
+    np.testing.assert_allclose(first, one, atol=1e-2)
 
 
 def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, monkeypatch):
@@ -139,17 +183,28 @@ def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypa
 
 
 def test_a_group_too_small_for_its_negatives_is_refused():
-    with pytest.raises(ValueError, match=r"mined_passages is 3, but a group of 4 .* room for 1"):
-        Recipe(group=4, mined_passages=3)
+    with pytest.raises(ValueError, match=r"are 14 together, but a group of 12 .* room for 8"):
+        Recipe(group=12)
+
+
+def test_a_recipe_without_the_texts_it_asks_for_is_refused():
+    with pytest.raises(ValueError, match=r"mined_excerpts is 5, but excerpts is 0: .* to 0 too"):
+        Recipe(excerpts=0)
+    Recipe(excerpts=0, mined_excerpts=0)
+    with pytest.raises(ValueError, match=r"asks 14 docstrings .* but docstrings is 0: raise it"):
+        Recipe(docstrings=0)
+    with pytest.raises(ValueError, match=r"asks -6 docstrings"):
+        Recipe(queries_per_step=20)
+    Recipe(docstrings=0, queries_per_step=26)
 
 
 def test_an_average_of_no_snapshot_is_refused():
-    with pytest.raises(ValueError, match=r"No snapshot is saved from step 1200 to 1800: .* of 600"):
-        Recipe(steps=600)
+    with pytest.raises(ValueError, match=r"No snapshot is saved from step 380 to 570: .* of 500"):
+        Recipe(steps=500, average_from=380, average_to=570)
     with pytest.raises(ValueError, match="No snapshot is saved from step 10 to 20"):
         Recipe(average_from=10, average_to=20)
-    assert Recipe().averaged() == [1200, 1500, 1800]
-    assert Recipe(steps=600, average_from=0, average_to=0).averaged() == []
+    assert Recipe(average_from=380, average_to=800).averaged() == [380, 570, 760]
+    assert Recipe().averaged() == []
 
 
 def test_a_folder_without_a_training_is_named(tmp_path):
