@@ -77,11 +77,11 @@ class Recipe:
     long_share: float = 0.1
     rank: int = 64
     alpha: int = 32
-    save_every: int = 50
+    save_every: int = 10
     snapshot_every: int = 190
     average_from: int = 0
     average_to: int = 0
-    log_every: int = 20
+    log_every: int = 10
 
     def __post_init__(self):
         mined = self.mined_excerpts + self.mined_passages + self.mined_mixtures
@@ -119,6 +119,12 @@ class Recipe:
         if not path.exists():
             raise FileNotFoundError(f"No training in {folder}: `make reranker` makes one.")
         saved = json.loads(path.read_text(encoding="utf-8"))
+        unknown = sorted(asdict(cls()).keys() - saved.keys())
+        if unknown:
+            raise ValueError(
+                f"The training in {folder} is of another version of this project: its recipe has "
+                f"no {unknown[0]}. Train anew, in another folder."
+            )
         return cls(**{name: saved[name] for name in asdict(cls())})
 
     def averaged(self) -> list[int]:

@@ -210,3 +210,9 @@ def test_an_average_of_no_snapshot_is_refused():
 def test_a_folder_without_a_training_is_named(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"No training in .*: `make reranker` makes one"):
         Recipe.of(tmp_path)
+
+
+def test_a_training_of_another_version_is_named(tmp_path):
+    (tmp_path / "recipe.json").write_text('{"seed": 0, "steps": 4}', encoding="utf-8")
+    with pytest.raises(ValueError, match=r"another version .* no alpha\. Train anew"):
+        Recipe.of(tmp_path)
