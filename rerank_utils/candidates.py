@@ -40,7 +40,7 @@ class Candidates:
     Attributes:
         right: those it belongs to.
         mined: kind of document -> the best of that kind by the teacher, none of them right.
-        others: some at random, of the same kinds, none of them right.
+        others: some at random of the rest of these kinds, none of them right.
     """
 
     right: Scored
@@ -106,9 +106,10 @@ def _candidates(
     for kind in kinds:
         columns = of_kind.get(kind, np.zeros(0, dtype=int))
         fine = columns[open_scores[columns] > -np.inf]
-        best = fine[_first(open_scores[fine], ranks)]
+        first = _first(open_scores[fine], ranks)
+        best = fine[first]
         mined[kind] = Scored(best, scores[best])
-        free.append(fine)
+        free.append(np.delete(fine, first))
     pool = np.concatenate(free)
     others = rng.choice(pool, min(SPARE, len(pool)), replace=False)
     return Candidates(Scored(right, scores[right]), mined, Scored(others, scores[others]))

@@ -92,6 +92,11 @@ class Recipe:
                 f"group of {self.group} with {self.random_negatives} random negatives has room for "
                 f"{room} mined ones."
             )
+        if self.mined_ranks < room:
+            raise ValueError(
+                f"mined_ranks is {self.mined_ranks}, but a docstring's group of {self.group} has "
+                f"{room} mined ones: give that number or more."
+            )
         for made in ("excerpts", "mixtures"):
             if getattr(self, f"mined_{made}") and not getattr(self, made):
                 raise ValueError(
@@ -99,11 +104,13 @@ class Recipe:
                     f"none to mine. Set mined_{made} to 0 too."
                 )
         asked = self.queries_per_step - self.reports_per_step - self.sentences_per_step
-        if asked < 0 or (asked and self.docstrings < self.group):
+        needed = 1 + self.mined_ranks + self.random_negatives
+        if asked < 0 or (asked and self.docstrings < needed):
             raise ValueError(
                 f"A step asks {asked} docstrings (queries_per_step less reports_per_step and "
-                f"sentences_per_step), in groups of {self.group}, but docstrings is "
-                f"{self.docstrings}: raise it, or let the first be the sum of the other two."
+                f"sentences_per_step), each beside {self.mined_ranks} mined and "
+                f"{self.random_negatives} random ones, but docstrings is {self.docstrings}: give "
+                f"{needed} or more, or let queries_per_step be the sum of the other two."
             )
         if self.average_to > self.steps or (self.average_to and not self.averaged()):
             raise ValueError(

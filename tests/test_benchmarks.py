@@ -60,7 +60,7 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
         teachers=1,
         tune_steps=1,
         tune_batch=4,
-        docstrings=30,
+        docstrings=60,
         excerpts=2,
         mixtures=20,
         rank=2,

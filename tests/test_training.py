@@ -187,11 +187,16 @@ def test_a_group_too_small_for_its_negatives_is_refused():
         Recipe(group=12)
 
 
+def test_too_few_mined_ranks_are_refused():
+    with pytest.raises(ValueError, match=r"mined_ranks is 10, but .* group of 24 has 20 mined"):
+        Recipe(mined_ranks=10)
+
+
 def test_a_recipe_without_the_texts_it_asks_for_is_refused():
     with pytest.raises(ValueError, match=r"mined_excerpts is 5, but excerpts is 0: .* to 0 too"):
         Recipe(excerpts=0)
     Recipe(excerpts=0, mined_excerpts=0)
-    with pytest.raises(ValueError, match=r"asks 14 docstrings .* but docstrings is 0: raise it"):
+    with pytest.raises(ValueError, match=r"asks 14 docstrings .* but docstrings is 0: give 64"):
         Recipe(docstrings=0)
     with pytest.raises(ValueError, match=r"asks -6 docstrings"):
         Recipe(queries_per_step=20)
