@@ -107,10 +107,6 @@ class TrainingSet:
         self.column = {document: i for i, document in enumerate(self.ids)}
         self.kind = np.array([document.split("-")[0] for document in self.ids])
 
-    def owned(self, column: int, weaknesses: frozenset[str]) -> bool:
-        """Whether the document of a column belongs to one of these weaknesses."""
-        return not weaknesses.isdisjoint(self.owners[self.ids[column]])
-
     def fingerprint(self) -> str:
         """A sha256 of all texts, by which a training knows that it resumes on the same data."""
         texts = "\0".join([*(query.text for query in self.queries), *self.documents.values()])
