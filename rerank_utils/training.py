@@ -27,7 +27,7 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
 from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
-from .candidates import Candidates, mine
+from .candidates import SPARE, Candidates, mine
 from .descent import Descent, in_order, length_parts
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
@@ -91,6 +91,11 @@ class Recipe:
                 f"mined_excerpts, mined_passages and mined_mixtures are {mined} together, but a "
                 f"group of {self.group} with {self.random_negatives} random negatives has room for "
                 f"{room} mined ones."
+            )
+        if self.random_negatives > SPARE:
+            raise ValueError(
+                f"random_negatives is {self.random_negatives}, but {SPARE} are kept for each query: "
+                "give that number or less."
             )
         if self.mined_ranks < room:
             raise ValueError(

@@ -192,6 +192,11 @@ def test_too_few_mined_ranks_are_refused():
         Recipe(mined_ranks=10)
 
 
+def test_more_random_negatives_than_are_kept_are_refused():
+    with pytest.raises(ValueError, match=r"random_negatives is 13, but 12 are kept"):
+        Recipe(group=40, random_negatives=13)
+
+
 def test_a_recipe_without_the_texts_it_asks_for_is_refused():
     with pytest.raises(ValueError, match=r"mined_excerpts is 5, but excerpts is 0: .* to 0 too"):
         Recipe(excerpts=0)
