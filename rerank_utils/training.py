@@ -94,7 +94,7 @@ class Recipe:
             )
         if self.random_negatives > SPARE:
             raise ValueError(
-                f"random_negatives is {self.random_negatives}, but {SPARE} are kept for each query: "
+                f"random_negatives is {self.random_negatives}, but {SPARE} are kept for a query: "
                 "give that number or less."
             )
         if self.mined_ranks < room:
