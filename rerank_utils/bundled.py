@@ -81,7 +81,7 @@ def reranker_path() -> Path:
     """The folder of the bundled reranker, merged on first use, for `FlagReranker(str(path))`.
 
     Merging takes a few seconds and about 90 MB of disk; later calls only check the sha256 of
-    the merged weights, and a damaged folder is merged again.
+    its files, and a damaged folder is merged again.
 
     Raises:
         ValueError: the shipped adapter or the packaged MiniLM is damaged.
@@ -115,8 +115,14 @@ def _replace(folder: Path, adapter: Path) -> None:
         merge(adapter, fresh)
         digests = {path.name: file_sha256(path) for path in sorted(fresh.iterdir())}
         (fresh / MANIFEST).write_text(json.dumps(digests, indent=1), encoding="utf-8")
+        if _is_whole(folder):  # another process was quicker
+            return
         shutil.rmtree(folder, ignore_errors=True)
-        os.replace(fresh, folder)
+        try:
+            os.replace(fresh, folder)
+        except OSError:
+            if not _is_whole(folder):
+                raise
 
 
 def merge(adapter: Path, folder: Path) -> None:

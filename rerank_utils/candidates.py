@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -27,10 +27,9 @@ class Scored:
     columns: np.ndarray
     scores: np.ndarray
 
-    def draw(self, count: int, rng: random.Random, without: Collection[int] = ()) -> list[int]:
+    def draw(self, count: int, rng: random.Random) -> list[int]:
         """Places of so many of them."""
-        free = [i for i, column in enumerate(self.columns.tolist()) if column not in without]
-        return rng.sample(free, count)
+        return rng.sample(range(len(self.columns)), count)
 
 
 @dataclass(frozen=True)
@@ -56,7 +55,7 @@ class Candidates:
         wanted = [(self.right, 1)]
         wanted += [(self.mined[kind], count) for kind, count in shares.items()]
         for scored, count in [*wanted, (self.others, others)]:
-            places = scored.draw(count, rng, set(columns))
+            places = scored.draw(count, rng)
             columns += scored.columns[places].tolist()
             scores += scored.scores[places].tolist()
         return columns, scores

@@ -20,7 +20,7 @@ class Descent:
         model: only its parameters that want a gradient are trained.
         rate: the highest learning rate.
         steps: after so many the rate is zero.
-        warmup: steps in which the rate rises to `rate`.
+        warmup: steps in which the rate rises to `rate`; 0 or 1 for none.
     """
 
     def __init__(self, model: torch.nn.Module, rate: float, steps: int, warmup: int):
@@ -29,7 +29,7 @@ class Descent:
 
         def share(step: int) -> float:
             decay = 0.5 * (1 + math.cos(math.pi * min(1.0, step / steps)))
-            return min(1.0, (step + 1) / warmup) * decay
+            return min(1.0, (step + 1) / max(1, warmup)) * decay
 
         self.schedule = torch.optim.lr_scheduler.LambdaLR(self.optimizer, share)
 
@@ -37,13 +37,26 @@ class Descent:
         """Change the weights a little so that the sum of these losses falls.
 
         Each is computed and done with before the next, so that memory holds one at a time.
+
+        Raises:
+            FloatingPointError: a loss or the gradient is not a finite number. The weights are as
+                before the step.
         """
         self.optimizer.zero_grad()
         for loss in losses:
+            self._require_finite(loss, "loss")
             loss.backward()
-        torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        length = torch.nn.utils.clip_grad_norm_(self.weights, 1.0)
+        self._require_finite(length, "length of the gradient")
         self.optimizer.step()
         self.schedule.step()
+
+    def _require_finite(self, value: torch.Tensor, name: str) -> None:
+        if not value.isfinite():
+            raise FloatingPointError(
+                f"The {name} is {value.item()} at step {self.schedule.last_epoch + 1}: the weights "
+                "overflow. Choose a lower rate, and another folder."
+            )
 
     def state_dict(self) -> dict[str, Any]:
         """What `load_state_dict` needs to go on."""

@@ -8,18 +8,19 @@ token: from the same pairs the student learns far more.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batching import best_device, check_max_length
+from .batching import check_max_length
 from .bundled import file_sha256
 from .hub import find_model
 from .mining import Group, read_jsonl
+from .opening import read_architecture, require_head, require_one_number
 from .reranking import score_pairs
 from .training_folder import (
-    check_device,
     check_file,
     check_pace,
     check_steps,
@@ -27,11 +28,13 @@ from .training_folder import (
     half_is_quick,
     identity,
     quiet,
+    training_device,
     write_model,
 )
 
 if TYPE_CHECKING:
     from FlagEmbedding import FlagReranker
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 
 def teacher_scores(
@@ -52,8 +55,8 @@ def teacher_scores(
             about the order of the negatives.
         options: cache, backend and dtype of `reranking.score_pairs`.
     """
-    if temperature <= 0:
-        raise ValueError(f"temperature is {temperature}: give a number above 0.")
+    if not 0 < temperature < math.inf:
+        raise ValueError(f"temperature is {temperature}: give a finite number above 0.")
     pairs = [(group.query, text) for group in groups for text in [*group.pos, *group.neg]]
     distinct = list(dict.fromkeys(pairs))
     found = score_pairs(reranker, distinct, **options) / temperature
@@ -84,21 +87,31 @@ def half_depth(source: str | Path, output: str | Path, layers: Sequence[int] | N
         `output`, for FlagReranker.
 
     Raises:
-        ValueError: layers that the model does not have, or a model of another kind.
+        ValueError: layers that the model does not have, a model of another kind, or one that is
+            no reranker.
+        FileNotFoundError, ConnectionError: see `hub.find_model`.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     from .matching import cut
 
-    found = find_model(source)
-    if Path(output).resolve() == Path(found).resolve():
+    if Path(output).resolve() == Path(find_model(source)).resolve():
         raise ValueError(f"output is the source itself, {output}: choose another folder.")
     with quiet():
-        model = AutoModelForSequenceClassification.from_pretrained(found)
+        model, tokenizer = _open(source)
         cut(model, layers)
         model.save_pretrained(output)
-        AutoTokenizer.from_pretrained(found).save_pretrained(output)
+        tokenizer.save_pretrained(output)
     return Path(output)
+
+
+def _open(source: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:
+    """A reranker as transformers has it, and its tokenizer."""
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    found = find_model(source)
+    require_head(Path(found), read_architecture(found, source))
+    model = AutoModelForSequenceClassification.from_pretrained(found, **options)
+    require_one_number(model.config, source)
+    return model, AutoTokenizer.from_pretrained(found)
 
 
 def match_layers(
@@ -150,29 +163,27 @@ def match_layers(
         half: compute in bfloat16 (weights stay in float32); by default where that is quick.
         seed: of the order of the lines.
         save_every, log_every: steps between saved states, and between losses in the log.
-        device: "cpu" or "cuda:0"; by default a GPU if there is one.
+        device: "cpu" or "cuda:0"; by default an NVIDIA GPU if there is one.
 
     Returns:
         The folder of the trained model, `output/model`, for FlagReranker or `load_reranker`.
 
     Raises:
-        ValueError: an argument out of its range, a training file that `read_jsonl` refuses,
-            too few lines for a batch, or a folder that holds another training.
+        ValueError: an argument out of its range, a teacher that is no reranker, a training file
+            that `read_jsonl` refuses, too few lines for a batch, or a folder that holds another
+            training.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
         FloatingPointError: the loss is not a finite number.
         OSError: a state cannot be saved; the last one stays.
         KeyboardInterrupt: with what is kept, and how to go on.
     """
-    from transformers import AutoModelForSequenceClassification, AutoTokenizer
-
     from .matching import STATE, Matching
 
     output, train_file = Path(output), Path(train_file)
-    device = check_device(device or best_device())
+    device = training_device(device)
     groups = read_jsonl(train_file)
     check_file(groups, train_file, batch, group=2, distil=False)
     check_pace(rate, warmup, save_every, log_every)
-    found = find_model(teacher)
     settings = {
         "layers": None if layers is None else list(layers),
         "steps": check_steps(steps, epochs, len(groups) // batch),
@@ -185,12 +196,10 @@ def match_layers(
     }
     data = {"teacher": identity(teacher), "train_file": file_sha256(train_file)}
     with quiet():
-        tokenizer = AutoTokenizer.from_pretrained(found)
         # the backward pass of eager attention is twice as fast on a CPU
         attention = "eager" if device == "cpu" else "sdpa"
-        large = AutoModelForSequenceClassification.from_pretrained(
-            found, attn_implementation=attention
-        ).to(device)
+        large, tokenizer = _open(teacher, dtype="float32", attn_implementation=attention)
+        large.to(device)
         check_max_length(max_length, large.config)
         matching = Matching(large, tokenizer, settings)
         claim_folder(output, settings | data)

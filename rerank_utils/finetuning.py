@@ -15,13 +15,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from .batching import best_device, check_max_length
+from .batching import check_max_length
 from .bundled import file_sha256, untrained_reranker
 from .hub import find_model
-from .mining import read_jsonl
+from .mining import read_jsonl, write_jsonl
+from .opening import read_architecture
 from .training_folder import (
     can_half,
-    check_device,
+    check_dropout,
     check_file,
     check_pace,
     check_steps,
@@ -29,6 +30,7 @@ from .training_folder import (
     claim_folder,
     identity,
     quiet,
+    training_device,
     write_model,
 )
 
@@ -92,8 +94,8 @@ def finetune(
         seed: of the head, if it is fresh, the order of the lines and all that is drawn. Set for
             the whole process.
         save_every, log_every: steps between checkpoints, and between losses in the log.
-        device: "cpu" or "cuda:0"; by default a GPU if there is one. Set CUDA_VISIBLE_DEVICES
-            to choose another GPU.
+        device: "cpu" or "cuda:0"; by default an NVIDIA GPU if there is one. Set
+            CUDA_VISIBLE_DEVICES to choose another GPU.
 
     Returns:
         The folder of the trained model, `output/model`, for FlagReranker or `load_reranker`.
@@ -111,11 +113,12 @@ def finetune(
         KeyboardInterrupt: with what is kept, and how to go on.
     """
     output, train_file = Path(output), Path(train_file)
-    device = check_device(device or best_device())
+    device = training_device(device)
     groups = read_jsonl(train_file)
     check_file(groups, train_file, batch, group, distil)
     steps = check_steps(steps, epochs, len(groups) // batch)
     check_pace(rate, warmup, save_every, log_every)
+    check_dropout(dropout)
     found = find_model(base)
     window = check_window(found, query_length, passage_length)
     settings = {
@@ -135,13 +138,14 @@ def finetune(
     claim_folder(output, settings | data)
     model = output / "model"
     if model.exists():
+        shutil.rmtree(output / "checkpoints", ignore_errors=True)  # an interrupt may leave them
         return model
     with quiet(), tempfile.TemporaryDirectory(prefix="rerank-lines-") as cache:
         from .trainer import runner
 
         running = runner(
             found,
-            train_file,
+            write_jsonl(groups, Path(cache) / "train.jsonl"),  # as checked, whatever its name
             output,
             Path(cache),
             device=device,
@@ -157,7 +161,9 @@ def finetune(
 
 
 def read_log(output: str | Path) -> list[dict[str, float]]:
-    """The losses of a training: "step", "loss" (mean since the last) and "rate", in order.
+    """The losses of a training: "step", "loss" and "rate", in order.
+
+    A loss is the mean over the steps since the last one, or since the training was resumed.
 
     Args:
         output: the folder that was given to `finetune`.
@@ -181,7 +187,7 @@ def _train(running: Any, output: Path) -> None:
 
 
 def _warn_of_collapse(log: Sequence[dict[str, float]], guessing: float) -> None:
-    """Warn where the last losses are above the first, or no better than guessing.
+    """Warn where the last losses are clearly above the first, or no better than guessing.
 
     Args:
         log: see `read_log`; fewer than 5 losses say nothing.
@@ -192,7 +198,7 @@ def _warn_of_collapse(log: Sequence[dict[str, float]], guessing: float) -> None:
     part = max(1, len(log) // 5)
     first = sum(row["loss"] for row in log[:part]) / part
     last = sum(row["loss"] for row in log[-part:]) / part
-    grew = last > 1.02 * first
+    grew = last > first + 0.1 * guessing  # a low loss only wobbles
     if grew or last > 0.98 * guessing:
         said = f"rose from {first:.2f} to {last:.2f}" if grew else f"ended at {last:.2f}"
         warnings.warn(
@@ -216,13 +222,22 @@ def fresh_reranker(encoder: str | Path, output: str | Path, max_length: int = 51
 
     Returns:
         `output`, for FlagReranker.
+
+    Raises:
+        ValueError: the model has a head already, or cannot read so many tokens; or output is the
+            encoder itself.
     """
     import torch
     from transformers import AutoTokenizer
 
     found = find_model(encoder)
+    kind = read_architecture(found, encoder)
+    if kind.endswith("ForSequenceClassification"):
+        raise ValueError(f"{encoder} has a head already ({kind}): give it to finetune as it is.")
+    if Path(output).resolve() == Path(found).resolve():
+        raise ValueError(f"output is the encoder itself, {output}: choose another folder.")
     with quiet(), torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
+        torch.random.default_generator.manual_seed(0)
         model = untrained_reranker(found)
         check_max_length(max_length, model.config)
         model.save_pretrained(output)

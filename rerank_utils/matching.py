@@ -6,7 +6,6 @@ Importing this takes seconds, as it brings torch: `distillation` does so when it
 from __future__ import annotations
 
 import copy
-import json
 import random
 from collections.abc import Sequence
 from pathlib import Path
@@ -19,7 +18,7 @@ from tqdm import tqdm
 
 from .descent import Descent, in_order, length_parts
 from .mining import Group
-from .training_folder import save_state
+from .training_folder import save_state, write_log
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -69,7 +68,7 @@ class Matching:
         self.layers = cut(self.student, settings["layers"])
         self.student.base_model.embeddings.requires_grad_(False)
         steps = settings["steps"]
-        warmup = max(1, round(settings["warmup"] * steps))
+        warmup = round(settings["warmup"] * steps)
         self.descent = Descent(self.student, settings["rate"], steps, warmup)
         self.log: list[dict[str, float]] = []
 
@@ -80,17 +79,17 @@ class Matching:
         for model in (self.teacher, self.student):
             model.eval()  # no dropout: teacher and student are to see the same
         losses: list[float] = []
-        saved = first
+        saved = step = first
         try:
             with tqdm(range(first, steps), initial=first, total=steps, desc="train") as bar:
                 for step in bar:
-                    losses.append(self._step(step, self._batch(groups, step)))
+                    losses.append(self._step(self._batch(groups, step)))
                     if (step + 1) % log_every == 0 or step + 1 == steps:
                         mean = sum(losses) / len(losses)
                         losses.clear()
                         self._note(output, {"step": step + 1, "loss": mean})
                         bar.set_postfix(loss=f"{mean:.3f}", refresh=False)
-                    if (step + 1) % save_every == 0:
+                    if (step + 1) % save_every == 0 or step + 1 == steps:
                         self._save(step + 1, output / STATE)
                         saved = step + 1
         except KeyboardInterrupt:
@@ -108,13 +107,8 @@ class Matching:
         random.Random(f"{self.settings['seed']} {turn}").shuffle(order)
         return [groups[i] for i in order[place * size : (place + 1) * size]]
 
-    def _step(self, step: int, batch: Sequence[Group]) -> float:
+    def _step(self, batch: Sequence[Group]) -> float:
         loss = self.loss(batch)
-        if not loss.isfinite():
-            raise FloatingPointError(
-                f"The loss is {loss.item()} at step {step + 1}: the weights overflow. Choose a "
-                "lower rate, and another folder."
-            )
         self.descent.step([loss])
         return loss.item()
 
@@ -165,8 +159,7 @@ class Matching:
 
     def _note(self, output: Path, row: dict[str, float]) -> None:
         self.log.append(row | {"rate": self.descent.optimizer.param_groups[0]["lr"]})
-        lines = "".join(json.dumps(row) + "\n" for row in self.log)
-        (output / "log.jsonl").write_text(lines, encoding="utf-8")
+        write_log(self.log, output / "log.jsonl")
 
     def _save(self, step: int, path: Path) -> None:
         state = {

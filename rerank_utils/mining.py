@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import random
+import sys
 from collections import Counter
 from collections.abc import Collection as Ids
 from collections.abc import Mapping, Sequence
@@ -19,13 +20,15 @@ from typing import Any
 
 from .collection import Qrels
 from .run import Run, text_of
+from .training_folder import write_whole
 
+EMPTY = "no text"
 POSITIVE = "known positive"
 SAME_TEXT = "same text as a positive"
 RELATED = "related"
 HELD_OUT = "held out"
 FALSE_NEGATIVE = "likely false negative"
-REASONS = (POSITIVE, SAME_TEXT, RELATED, HELD_OUT, FALSE_NEGATIVE)
+REASONS = (EMPTY, POSITIVE, SAME_TEXT, RELATED, HELD_OUT, FALSE_NEGATIVE)
 """Why a candidate is not taken, in the order in which the reasons are looked at."""
 
 
@@ -67,8 +70,8 @@ class Mined:
         skipped: reason -> how many candidates were left out for it.
         not_drawn: candidates that would have done, but chance took others.
         without_negative: ids of queries left out because no candidate would do.
-        without_positive: ids of queries left out because each of their positives is held out
-            or, where a margin is set, has no score to compare with.
+        without_positive: ids of queries left out because each of their positives is held out or
+            empty or, where a margin is set, has no score to compare with.
     """
 
     groups: list[Group]
@@ -161,21 +164,26 @@ def mine_negatives(
             scores above 0, such as cosines.
         absolute_margin: 0.1 skips candidates above the positive's score less 0.1.
         scores: where the margins take scores from, by default `run`. A reranker's run over the
-            same candidates judges better than the first stage.
+            same candidates judges better than the first stage. Rerank down to `ranks[1]` at
+            least: what `rerank` leaves below its depth has numbers that only keep the order.
         related: query id -> ids that are never its negatives, whatever they score;
             `cwe.related_weaknesses` gives one.
         exclude: held-out documents, never a positive or a negative.
         seed: of the draw. Each query has its own, so that one more query changes no other.
 
     Raises:
-        ValueError: an argument out of its range; a query without judgment; a relative margin
-            with a score that is not above 0; a candidate without score; no negative at all.
-        KeyError: the run names a query or document without text.
+        ValueError: an argument out of its range; scores without a margin; a query without
+            judgment; a relative margin with a score that is not above 0; a candidate without
+            score; no negative at all.
+        KeyError: the run or the qrels name a query or document without text.
     """
     _check_arguments(count, ranks, relative_margin, absolute_margin)
+    wants_margin = relative_margin is not None or absolute_margin is not None
+    if scores is not None and not wants_margin:
+        raise ValueError("scores are for a margin: give relative_margin or absolute_margin too.")
     rule = _Filter(run, documents, qrels, related or {}, frozenset(exclude))
-    if relative_margin is not None or absolute_margin is not None:
-        rule.set_margins(scores or run, relative_margin, absolute_margin)
+    if wants_margin:
+        rule.set_margins(run if scores is None else scores, relative_margin, absolute_margin)
     skipped: Counter[str] = Counter(dict.fromkeys(REASONS, 0))
     groups, negatives = [], {}
     without_negative, without_positive = [], []
@@ -252,15 +260,29 @@ class _Filter:
         """The positives that may be trained on; none where there is nothing to compare with."""
         if self.limits is not None and query not in self.limits:
             return []
-        positives = [d for d in self.positives[query] if d not in self.exclude]
-        self.texts = {text_of(self.documents, d, "document") for d in self.positives[query]}
-        return positives
+        self.texts = {self._judged(query, document) for document in self.positives[query]}
+        return [
+            document
+            for document in self.positives[query]
+            if document not in self.exclude and self.documents[document].strip()
+        ]
+
+    def _judged(self, query: str, document: str) -> str:
+        if document not in self.documents:
+            raise KeyError(
+                f"The qrels name document {document!r} for query {query!r}, which has no text: "
+                "pass its collection."
+            )
+        return self.documents[document]
 
     def reason(self, query: str, candidate: Negative) -> str | None:
         document = candidate.document
+        text = text_of(self.documents, document, "document")
+        if not text.strip():
+            return EMPTY
         if document in self.positives[query]:
             return POSITIVE
-        if text_of(self.documents, document, "document") in self.texts:
+        if text in self.texts:
             return SAME_TEXT
         if document in self.related.get(query, ()):
             return RELATED
@@ -322,6 +344,7 @@ def write_jsonl(groups: Sequence[Group], path: str | Path) -> Path:
 
     Raises:
         ValueError: no groups, or one that `read_jsonl` would refuse.
+        OSError: the file cannot be written; what stood there before stays.
     """
     path = Path(path)
     if not groups:
@@ -329,10 +352,15 @@ def write_jsonl(groups: Sequence[Group], path: str | Path) -> Path:
     lines = []
     for number, group in enumerate(groups, 1):
         record = {key: value for key, value in vars(group).items() if value is not None}
-        _check(record, f"{path}, line {number}")
+        _check(record, where := f"{path}, line {number}")
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
+        if not _is_unicode(lines[-1]):
+            raise ValueError(
+                f"{where}: a text holds half a character (a lone surrogate): read it anew with "
+                "the right encoding."
+            )
     path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text("".join(lines), encoding="utf-8")
+    write_whole("".join(lines), path)
     return path
 
 
@@ -346,7 +374,11 @@ def read_jsonl(path: str | Path) -> list[Group]:
             scores that do not fit the texts.
     """
     groups = []
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").split("\n"), 1):
+    try:
+        text = Path(path).read_text(encoding="utf-8")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path} is not in UTF-8 ({error}): save it in that encoding.") from None
+    for number, line in enumerate(text.split("\n"), 1):
         if not line.strip():
             continue
         where = f"{path}, line {number}"
@@ -401,6 +433,14 @@ def _check_scores(record: dict, where: str) -> None:
             raise ValueError(f"{where}: '{side}_scores' holds what is not a finite number.")
 
 
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def _is_number(score: Any) -> bool:
     usual = isinstance(score, int | float) and not isinstance(score, bool)
-    return usual and math.isfinite(score)
+    return usual and abs(score) <= sys.float_info.max  # NaN is not

@@ -31,6 +31,33 @@ def read_architecture(folder: str | Path, name: str | Path) -> str:
     return kind
 
 
+def require_head(folder: Path, kind: str) -> None:
+    """Refuse a model without a trained classification head: its scores would be random."""
+    from safetensors import safe_open
+
+    trained = kind.endswith("ForSequenceClassification")
+    names: set[str] = set()
+    for weights in folder.glob("*.safetensors"):  # several where the model is sharded
+        with safe_open(weights, framework="np") as tensors:
+            names |= set(tensors.keys())
+    if names:
+        trained = trained and any(name.startswith(("classifier", "score")) for name in names)
+    if not trained:
+        raise ValueError(
+            f"{folder} has no trained scoring head ({kind or 'no architecture named'})"
+            ": it is not a reranker; give a cross-encoder such as BAAI/bge-reranker-base."
+        )
+
+
+def require_one_number(config: Any, name: str | Path) -> None:
+    """Refuse a classifier of several classes: a reranker gives one number for a pair."""
+    if config.num_labels != 1:
+        raise ValueError(
+            f"{name} gives {config.num_labels} numbers for a pair, a reranker gives one: choose a "
+            "reranker."
+        )
+
+
 def _require_loadable(kind: str, name: str | Path) -> None:
     for model in zoo.MODELS:
         if not model.runs and kind == model.architecture:

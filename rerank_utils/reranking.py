@@ -22,7 +22,7 @@ from .batching import (
 from .engines import open_engine
 from .hub import find_model
 from .llm import PromptEncoder, open_llm, require_yes
-from .opening import read_architecture
+from .opening import read_architecture, require_head, require_one_number
 from .pairs import PairEncoder
 from .run import Run, rescore, text_of
 from .score_cache import ScoreCache
@@ -69,7 +69,7 @@ def load_reranker(
     kind = read_architecture(found, name_or_path)
     if kind == _LLM:
         return _open_llm(name_or_path, found, max_length, device)
-    _require_head(Path(found), kind)
+    require_head(Path(found), kind)
     return _open_encoder(name_or_path, found, max_length, device)
 
 
@@ -80,11 +80,7 @@ def _open_encoder(
 
     reranker = FlagReranker(found, **_settings(max_length, device))
     check_max_length(max_length, reranker.model.config)
-    if reranker.model.config.num_labels != 1:
-        raise ValueError(
-            f"{name} gives {reranker.model.config.num_labels} numbers for a pair, a "
-            "reranker gives one: choose a reranker."
-        )
+    require_one_number(reranker.model.config, name)
     return reranker
 
 
@@ -106,24 +102,6 @@ def _settings(max_length: int, device: str | None) -> dict[str, Any]:
         "max_length": max_length,
         "trust_remote_code": False,
     }
-
-
-def _require_head(folder: Path, kind: str) -> None:
-    """Refuse a model without a trained classification head: its scores would be random."""
-    from safetensors import safe_open
-
-    trained = kind.endswith("ForSequenceClassification")
-    names: set[str] = set()
-    for weights in folder.glob("*.safetensors"):  # several where the model is sharded
-        with safe_open(weights, framework="np") as tensors:
-            names |= set(tensors.keys())
-    if names:
-        trained = trained and any(name.startswith(("classifier", "score")) for name in names)
-    if not trained:
-        raise ValueError(
-            f"{folder} has no trained scoring head ({kind or 'no architecture named'})"
-            ": it is not a reranker; give a cross-encoder such as BAAI/bge-reranker-base."
-        )
 
 
 def score_pairs(

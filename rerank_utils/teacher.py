@@ -62,9 +62,11 @@ class BiEncoder:
         order = sorted(range(len(texts)), key=lambda i: len(texts[i]))
         vectors = np.zeros((len(texts), self.encoder.config.hidden_size), dtype=np.float32)
         size = 32 if self.encoder.device.type == "cpu" else 512
-        for start in range(0, len(order), size):
-            chunk = order[start : start + size]
-            vectors[chunk] = self([texts[i] for i in chunk]).cpu().numpy()
+        with tqdm(total=len(texts), desc="embed") as bar:
+            for start in range(0, len(order), size):
+                chunk = order[start : start + size]
+                vectors[chunk] = self([texts[i] for i in chunk]).cpu().numpy()
+                bar.update(len(chunk))
         return vectors
 
     def loss(self, data: TrainingSet, batch: int, rng: random.Random) -> torch.Tensor:

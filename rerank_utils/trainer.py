@@ -14,7 +14,6 @@ is needed. What is mended in FlagEmbedding 1.4 with transformers 5, one method e
 
 from __future__ import annotations
 
-import json
 import random
 import shutil
 from pathlib import Path
@@ -33,6 +32,8 @@ from FlagEmbedding.finetune.reranker.encoder_only.base import (
 )
 from tqdm import tqdm
 from transformers import PrinterCallback, TrainerCallback
+
+from .training_folder import write_log
 
 PREFIX = "checkpoint-"
 
@@ -141,7 +142,7 @@ class Progress(TrainerCallback):
             for row in state.log_history
             if "loss" in row
         ]
-        self.log.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+        write_log(rows, self.log)
         self.bar.set_postfix(loss=f"{rows[-1]['loss']:.3f}", refresh=False)
 
     def close(self) -> None:

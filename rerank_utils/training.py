@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
@@ -29,9 +30,10 @@ from tqdm import tqdm
 from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
 from .candidates import SPARE, Candidates, mine
 from .descent import Descent, in_order, length_parts
+from .hub import quiet_libraries
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
-from .training_folder import half_is_quick, save_state
+from .training_folder import claim_folder, half_is_quick, save_state, write_log
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -39,6 +41,13 @@ if TYPE_CHECKING:
 
 QUERIES_AT_ONCE = 4
 """Of a step: what a backward pass keeps in memory, some GB with groups of 24."""
+ABOVE_ZERO = (
+    *("teachers", "tune_steps", "tune_batch", "tune_rate", "steps", "queries_per_step", "group"),
+    *("report_share", "rate", "max_length", "long_length", "rank", "alpha"),
+    *("save_every", "snapshot_every", "log_every"),
+)
+"""Numbers of a recipe that cannot be 0."""
+SHARES = ("report_share", "distil_only", "label_weight", "long_share")
 
 
 @dataclass(frozen=True)
@@ -84,6 +93,26 @@ class Recipe:
     log_every: int = 10
 
     def __post_init__(self):
+        self._check_numbers()
+        self._check_group()
+        self._check_texts()
+        if self.average_to > self.steps or (self.average_to and not self.averaged()):
+            raise ValueError(
+                f"No snapshot is saved from step {self.average_from} to {self.average_to}: there "
+                f"is one every {self.snapshot_every} of {self.steps} steps. Choose other steps, or "
+                "0 and 0 to keep the weights of the last step."
+            )
+
+    def _check_numbers(self) -> None:
+        for name, value in asdict(self).items():
+            if value < 0 or (value == 0 and name in ABOVE_ZERO):
+                raise ValueError(f"{name} is {value}: give a number above 0.")
+            if name in SHARES and value > 1:
+                raise ValueError(f"{name} is {value}: give a share, 1 at most.")
+        if self.tune_batch < 2:
+            raise ValueError("tune_batch is 1: give 2 or more, half reports and half sentences.")
+
+    def _check_group(self) -> None:
         mined = self.mined_excerpts + self.mined_passages + self.mined_mixtures
         room = self.group - 1 - self.random_negatives
         if mined > room:
@@ -102,6 +131,8 @@ class Recipe:
                 f"mined_ranks is {self.mined_ranks}, but a docstring's group of {self.group} has "
                 f"{room} mined ones: give that number or more."
             )
+
+    def _check_texts(self) -> None:
         for made in ("excerpts", "mixtures"):
             if getattr(self, f"mined_{made}") and not getattr(self, made):
                 raise ValueError(
@@ -116,12 +147,6 @@ class Recipe:
                 f"sentences_per_step), each beside {self.mined_ranks} mined and "
                 f"{self.random_negatives} random ones, but docstrings is {self.docstrings}: give "
                 f"{needed} or more, or let queries_per_step be the sum of the other two."
-            )
-        if self.average_to > self.steps or (self.average_to and not self.averaged()):
-            raise ValueError(
-                f"No snapshot is saved from step {self.average_from} to {self.average_to}: there "
-                f"is one every {self.snapshot_every} of {self.steps} steps. Choose other steps, or "
-                "0 and 0 to keep the weights of the last step."
             )
 
     @classmethod
@@ -159,22 +184,18 @@ class Trainer:
             recipe.docstrings, recipe.excerpts, recipe.mixtures, recipe.report_share, recipe.seed
         )
         self.log: list[dict] = []
-        self._claim_folder()
+        self._check_reports()
+        data = {"reports": len(self.data.reports), "data": self.data.fingerprint()}
+        claim_folder(output, asdict(recipe) | data)
 
-    def _claim_folder(self) -> None:
-        """Refuse to resume another recipe, or other data, in this folder."""
-        self.output.mkdir(parents=True, exist_ok=True)
-        ours = asdict(self.recipe) | {
-            "reports": len(self.data.reports),
-            "data": self.data.fingerprint(),
-        }
-        saved = self.output / "recipe.json"
-        if saved.exists() and json.loads(saved.read_text(encoding="utf-8")) != ours:
+    def _check_reports(self) -> None:
+        asked = max(self.recipe.reports_per_step, self.recipe.tune_batch // 2)
+        if asked > len(self.data.reports):
             raise ValueError(
-                f"{self.output} holds a training with another recipe or other data: choose "
-                "another folder or empty this one."
+                f"A step asks {asked} reports (reports_per_step, or half of tune_batch), but a "
+                f"report_share of {self.recipe.report_share:g} leaves {len(self.data.reports)}: "
+                "lower the first or raise the last."
             )
-        saved.write_text(json.dumps(ours, indent=1), encoding="utf-8")
 
     def run(self) -> None:
         """Both stages; leaves the adapter, the log and the merged model in the folder."""
@@ -240,13 +261,23 @@ class Trainer:
         return torch.load(saved, map_location=self.device, weights_only=False)
 
     def candidates(self, teacher: Teacher) -> list[Candidates]:
-        """What each query is compared with."""
-        return mine(self.data, teacher, self.recipe.mined_ranks, self.recipe.seed)
+        """What each query is compared with; ValueError where that is too little for a group."""
+        found = mine(self.data, teacher, self.recipe.mined_ranks, self.recipe.seed)
+        for query, one in zip(self.data.queries, found, strict=True):
+            there = one.mined | {"random": one.others}
+            wanted = self._shares(query.field) | {"random": self.recipe.random_negatives}
+            for kind, count in wanted.items():
+                if len(there[kind].columns) < count:
+                    raise ValueError(
+                        f"A group has {count} texts of kind {kind!r}, but only "
+                        f"{len(there[kind].columns)} can stand beside the query "
+                        f"{query.text[:60]!r}: take more of them, or mine fewer."
+                    )
+        return found
 
     def train(self, model: PeftModel, candidates: Sequence[Candidates]) -> None:
         """Stage 2; the state is saved now and then, and resumed from if found."""
         recipe = self.recipe
-        torch.manual_seed(recipe.seed)
         rng = random.Random(recipe.seed)
         descent = Descent(model, recipe.rate, recipe.steps, recipe.warmup)
         first = self._resume(model, descent, rng)
@@ -260,12 +291,12 @@ class Trainer:
                 losses.clear()
                 bar.set_postfix(distil=f"{distil:.3f}", label=f"{label:.3f}")
                 self.log.append({"step": step + 1, "distil": distil, "label": label})
-                lines = "".join(json.dumps(row) + "\n" for row in self.log)
-                (self.output / "log.jsonl").write_text(lines)
-            if (step + 1) % recipe.save_every == 0:
-                self._save(step + 1, model, descent, rng)
+                write_log(self.log, self.output / "log.jsonl")
+            # before the state: who resumes after it does not come by this step again
             if (step + 1) % recipe.snapshot_every == 0:
                 model.save_pretrained(self._snapshot(step + 1))
+            if (step + 1) % recipe.save_every == 0:
+                self._save(step + 1, model, descent, rng)
 
     def _train_step(
         self,
@@ -327,6 +358,11 @@ class Trainer:
         self, query: int, candidates: Candidates, rng: random.Random
     ) -> tuple[list[int], list[float]]:
         """Columns and teacher's scores of one positive, then mined and random negatives."""
+        shares = self._shares(self.data.queries[query].field)
+        return candidates.group(shares, self.recipe.random_negatives, rng)
+
+    def _shares(self, field: str) -> dict[str, int]:
+        """How many of each kind are mined for a query of this field."""
         recipe = self.recipe
         shares = {
             "excerpt": recipe.mined_excerpts,
@@ -335,9 +371,7 @@ class Trainer:
         }
         wanted = recipe.group - 1 - recipe.random_negatives
         shares["CWE"] = wanted - sum(shares.values())
-        if self.data.queries[query].field == "docstring":
-            shares = {"docstring": wanted}
-        return candidates.group(shares, recipe.random_negatives, rng)
+        return {"docstring": wanted} if field == "docstring" else shares
 
     def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
         """Logits (len(pairs),), run in length-sorted parts to save padding."""
@@ -370,7 +404,6 @@ class Trainer:
             "descent": descent.state_dict(),
             "log": self.log,
             "rng": rng.getstate(),
-            "torch": torch.get_rng_state(),
         }
         save_state(state, self.output / "state.pt")
 
@@ -383,7 +416,6 @@ class Trainer:
         descent.load_state_dict(state["descent"])
         rng.setstate(state["rng"])
         self.log = state["log"]
-        torch.set_rng_state(state["torch"].cpu())
         return state["step"]
 
 
@@ -410,7 +442,13 @@ def main(arguments: list[str] | None = None) -> None:
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     values = vars(parser.parse_args(arguments))
     output = values.pop("output")
-    Trainer(Recipe(**values), output).run()
+    quiet_libraries()
+    try:
+        Trainer(Recipe(**values), output).run()
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Run the same command again: it goes on from here.")
+    except (ValueError, OSError, FloatingPointError) as error:
+        sys.exit(f"error: {error}")
 
 
 if __name__ == "__main__":

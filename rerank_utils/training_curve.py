@@ -69,9 +69,24 @@ def record(folder: Path, shares: list[float], queries: int | None = None) -> dic
 
     Args:
         folder: what `rerank_utils.training --output` filled.
-        shares: of the reports, each more than 0 and at most 1.
+        shares: of the reports, each more than 0 and at most the recipe's own.
         queries: the first so many of dev, by default all.
+
+    Raises:
+        FileNotFoundError: the folder holds no training, or none that is finished.
+        ValueError: a share out of its range.
     """
+    recipe = Recipe.of(folder)
+    if not ((folder / "snapshots").is_dir() and (folder / "adapter").is_dir()):
+        raise FileNotFoundError(
+            f"The training in {folder} is not finished, or saved no snapshot: run it to its end, "
+            "with a snapshot_every below its steps."
+        )
+    if odd := [share for share in shares if not 0 < share <= recipe.report_share]:
+        raise ValueError(
+            f"shares holds {odd[0]:g}: give shares above 0, up to the {recipe.report_share:g} of "
+            "the training."
+        )
     collection = OFFLINE.load().split("dev", queries)
     candidates = retrieve(replace(OFFLINE, queries=queries, depth=DEPTH), collection)
     snapshots = sorted((folder / "snapshots").iterdir(), key=lambda path: int(path.name))
@@ -82,7 +97,7 @@ def record(folder: Path, shares: list[float], queries: int | None = None) -> dic
         )
         print(steps[-1], flush=True)
     result = {
-        "averaged": Recipe.of(folder).averaged(),
+        "averaged": recipe.averaged(),
         "nDCG@10": quality(folder / "adapter", candidates, collection),
     }
     print(result, flush=True)

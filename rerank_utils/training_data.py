@@ -117,9 +117,9 @@ def training_queries() -> list[TrainingQuery]:
     """Reports, then sentences from other fields of the catalogue, with what they are filed under.
 
     Nothing held out takes part: no report of dev or test, none that is linked to one of them
-    (see `cwe.linked_reports`), no sentence that also stands under a held-out weakness or is a near
-    duplicate of a dev or test report. A report that is filed on both sides, which no split can
-    hold, is asked with its weaknesses of the training side alone.
+    (see `cwe.linked_reports`), no sentence that also stands in such a field of a held-out weakness
+    or is a near duplicate of a dev or test report. A report that is filed on both sides, which no
+    split can hold, is asked with its weaknesses of the training side alone.
     """
     weaknesses = read_catalogue()
     reports = collect_reports(weaknesses)
@@ -174,7 +174,8 @@ def training_documents() -> tuple[dict[str, str], dict[str, frozenset[str]]]:
     """Texts of the training side, and the weaknesses each belongs to.
 
     The documents of the collection under their own ids, then the passages of their other fields
-    under ids of the form "passage-7". No passage also stands under a held-out weakness.
+    under ids of the form "passage-7". No passage also stands in such a field of a held-out
+    weakness.
     """
     documents: dict[str, str] = {}
     owners: dict[str, set[str]] = defaultdict(set)
@@ -237,8 +238,8 @@ def read_docstrings(limit: int, seed: int) -> list[tuple[str, str]]:
     """(summary, the rest) of docstrings in installed packages, read without importing them.
 
     Args:
-        limit: how many to keep, drawn with the seed from all with a summary of 5 words or more
-            and 20 further words.
+        limit: how many to draw, with the seed, from all with a summary of 5 words or more and
+            20 further words. Of those with the same text one is kept, so a few less remain.
     """
     found: dict[str, str] = {}
     for package in DOCUMENTED:

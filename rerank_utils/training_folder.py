@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batching import check_max_length
+from .batching import best_device, check_max_length
 from .bundled import file_sha256
 from .engines import has_bfloat16
 from .hub import quiet_libraries
@@ -22,8 +22,11 @@ if TYPE_CHECKING:
 WEIGHT_FILES = ("*.safetensors", "*.bin")
 
 
-def check_device(device: str) -> str:
-    """The device, if training can run on it; ValueError if not."""
+def training_device(device: str | None) -> str:
+    """The device, if training can run on it; by default an NVIDIA GPU if there is one."""
+    if device is None:
+        best = best_device()
+        return best if best.startswith("cuda") else "cpu"
     if device not in ("cpu", "cuda", "cuda:0"):
         raise ValueError(
             f"device is {device!r}: training runs on 'cpu' or 'cuda:0'; set CUDA_VISIBLE_DEVICES "
@@ -85,6 +88,12 @@ def check_pace(rate: float, warmup: float, save_every: int, log_every: int) -> N
         )
 
 
+def check_dropout(dropout: float | None) -> None:
+    """ValueError for what is no share; with a share of 1 nothing could be learned."""
+    if dropout is not None and not 0 <= dropout < 1:
+        raise ValueError(f"dropout is {dropout}: give a share from 0 to below 1.")
+
+
 def check_window(model: str, query_length: int, passage_length: int) -> int:
     """The length of a pair, in tokens; ValueError if the model cannot read as much."""
     from transformers import AutoConfig
@@ -140,7 +149,31 @@ def claim_folder(output: Path, recipe: dict[str, Any]) -> None:
     elif output.exists() and any(output.iterdir()):
         raise ValueError(f"{output} is not empty and holds no training: choose a new folder.")
     output.mkdir(parents=True, exist_ok=True)
-    saved.write_text(json.dumps(recipe, indent=1) + "\n", encoding="utf-8")
+    if not saved.exists():
+        write_whole(json.dumps(recipe, indent=1) + "\n", saved)
+
+
+def write_whole(text: str, path: Path) -> None:
+    """Write a file beside its place, then move it there: it is whole, or as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    fresh, content = path.with_name(f"{path.name}.tmp"), text.encode()
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise OSError(
+            f"{path} could not be written ({error}); what was saved before is kept. Make room on "
+            "the disk and call again with the same arguments."
+        ) from error
+
+
+def write_log(rows: Sequence[dict[str, float]], path: Path) -> None:
+    """Write all losses so far: a JSON object a line."""
+    write_whole("".join(json.dumps(row) + "\n" for row in rows), path)
 
 
 def write_model(model: Any, tokenizer: Any, folder: Path, window: int) -> None:
@@ -164,7 +197,7 @@ def write_model(model: Any, tokenizer: Any, folder: Path, window: int) -> None:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """No log lines and bars from the libraries, and their log set-up undone afterwards."""
+    """No log lines and bars from the libraries, and the root logger as before afterwards."""
     from datasets.utils.logging import (
         disable_progress_bar,
         enable_progress_bar,

@@ -82,7 +82,7 @@ def small_training(monkeypatch, asked_in_training):
     chosen += [q for q in asked_in_training if q.field != "report"][:30]
     documents, owners = training_documents()
     kept = {key for q in chosen for key in q.positives} | set(list(documents)[:30])
-    kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[1000:])
+    kept |= {key for key in documents if key.startswith("passage")} - set(list(documents)[600:])
     few = {key: text for key, text in documents.items() if key in kept}
     monkeypatch.setattr(training_data, "training_queries", lambda: list(chosen))
     monkeypatch.setattr(training_data, "training_documents", lambda: (few, dict(owners)))

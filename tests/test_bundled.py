@@ -97,6 +97,22 @@ def test_a_damaged_merge_is_made_again(own_cache):
     assert [path.name for path in own_cache.iterdir()] == [folder.name]  # nothing left over
 
 
+def test_two_processes_can_merge_at_once(own_cache, monkeypatch):
+    """Another one is quicker: what it made is in use already, and stays."""
+    merge, stamps = bundled.merge, []
+
+    def slow(adapter, folder):
+        with monkeypatch.context() as patch:
+            patch.setattr(bundled, "merge", merge)
+            other = bundled.reranker_path()
+        stamps.append((other / bundled.WEIGHTS).stat().st_ino)
+        merge(adapter, folder)
+
+    monkeypatch.setattr(bundled, "merge", slow)
+    folder = bundled.reranker_path()
+    assert (folder / bundled.WEIGHTS).stat().st_ino == stamps[0]
+
+
 def test_the_merged_model_is_base_plus_adapter(own_cache):
     """Merging by hand: W + (alpha / r) B A for every adapted matrix."""
     from safetensors.numpy import load_file

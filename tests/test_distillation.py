@@ -4,7 +4,11 @@ import numpy as np
 import pytest
 import torch
 from safetensors.numpy import load_file
-from transformers import AutoModelForSequenceClassification, AutoTokenizer
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertForSequenceClassification,
+)
 
 from rerank_utils import matching
 from rerank_utils.distillation import half_depth, match_layers, teacher_scores
@@ -176,10 +180,10 @@ def test_an_interrupted_matching_resumes_exactly(deep, train_file, tmp_path, mon
 
     whole, step = train("whole"), matching.Matching._step
 
-    def interrupted(self, number, batch):
-        if number == 4:
+    def interrupted(self, batch):
+        if self.descent.schedule.last_epoch == 4:
             raise KeyboardInterrupt
-        return step(self, number, batch)
+        return step(self, batch)
 
     monkeypatch.setattr(matching.Matching, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match="after step 4; the state of step 3 is kept"):
@@ -215,7 +219,64 @@ def test_a_full_disk_keeps_the_last_state(deep, train_file, tmp_path, monkeypatc
     assert train().exists()
 
 
-def test_bad_input_of_matching_is_refused_in_words(deep, train_file, tmp_path, monkeypatch, tiny):
+def test_what_was_trained_is_not_lost_when_the_model_cannot_be_written(
+    deep, train_file, tmp_path, monkeypatch
+):
+    def train():
+        return match_layers(deep, train_file, tmp_path / "out", **MATCH | {"steps": 3})
+
+    def full(self, folder):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(BertForSequenceClassification, "save_pretrained", full)
+        with pytest.raises(OSError, match=r"could not be written .* the last checkpoint is kept"):
+            train()
+    monkeypatch.setattr(matching.Matching, "_step", None)  # nothing is trained twice
+    assert train().exists()
+
+
+def test_an_interrupt_before_the_first_step_is_told(deep, train_file, tmp_path, monkeypatch):
+    def interrupted(*rest):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(matching.Matching, "_batch", interrupted)
+    with pytest.raises(KeyboardInterrupt, match="after step 0; no state was saved yet"):
+        match_layers(deep, train_file, tmp_path / "out", **MATCH | {"steps": 3})
+
+
+def test_a_half_precision_teacher_is_followed_in_single(deep, train_file, tmp_path):
+    half = tmp_path / "half"
+    AutoModelForSequenceClassification.from_pretrained(deep).half().save_pretrained(half)
+    AutoTokenizer.from_pretrained(deep).save_pretrained(half)
+    model = match_layers(half, train_file, tmp_path / "out", **MATCH | {"steps": 3})
+    assert {value.dtype for value in weights(model).values()} == {np.dtype("float32")}
+    cut = weights(half_depth(half, tmp_path / "cut"))  # as its source
+    assert {value.dtype for value in cut.values()} == {np.dtype("float16")}
+
+
+def test_what_is_no_reranker_is_refused(deep, train_file, tmp_path):
+    embedder = build_tiny("bert-embedder", tmp_path / "embedder")
+    classes = tmp_path / "classes"
+    AutoModelForSequenceClassification.from_pretrained(
+        deep, num_labels=3, ignore_mismatched_sizes=True
+    ).save_pretrained(classes)
+    AutoTokenizer.from_pretrained(deep).save_pretrained(classes)
+    for folder, said in ((embedder, "no trained scoring head"), (classes, "gives 3 numbers")):
+        with pytest.raises(ValueError, match=said):
+            half_depth(folder, tmp_path / "half")
+        with pytest.raises(ValueError, match=said):
+            match_layers(folder, train_file, tmp_path / "out", **MATCH | {"steps": 1})
+    assert not (tmp_path / "half").exists() and not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("temperature", [0, -1, np.nan, np.inf])
+def test_a_temperature_that_is_none_is_refused(groups, temperature):
+    with pytest.raises(ValueError, match="temperature is"):
+        teacher_scores(groups, None, temperature=temperature)
+
+
+def test_bad_input_of_matching_is_refused_in_words(deep, train_file, tmp_path, monkeypatch):
     out = tmp_path / "out"
     for wrong, said in (
         ({"layers": [0, 7]}, "layers from 0 to 3"),

@@ -3,12 +3,13 @@
 import logging
 import math
 import warnings
+from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from rerank_utils import finetuning
+from rerank_utils import finetuning, training_folder
 from rerank_utils.finetuning import (
     CollapseWarning,
     finetune,
@@ -17,6 +18,7 @@ from rerank_utils.finetuning import (
 )
 from rerank_utils.mining import Group, write_jsonl
 from rerank_utils.reranking import load_reranker, score_pairs
+from rerank_utils.tiny import build_tiny
 
 SMALL = {
     "rate": 3e-3,
@@ -128,6 +130,59 @@ def test_a_full_disk_leaves_the_last_checkpoint(
     assert (train() / "model.safetensors").exists()
 
 
+@pytest.mark.parametrize("name", ["log.jsonl", "recipe.json"])
+def test_a_full_disk_leaves_small_files_whole(
+    tiny_reranker_folder, train_file, tmp_path, monkeypatch, name
+):
+    def train():
+        return finetune(
+            tiny_reranker_folder, train_file, tmp_path / "out", steps=4, save_every=2, **SMALL
+        )
+
+    write = Path.write_bytes
+
+    def full(self, content):
+        if self.name == f"{name}.tmp":
+            write(self, content[:5])
+            raise OSError(28, "No space left on device")
+        return write(self, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match=rf"{name} could not be written .* Make room"):
+            train()
+    assert not list((tmp_path / "out").glob("*.tmp"))
+    assert train().exists()
+    before = (tmp_path / "out" / "recipe.json").stat().st_mtime_ns
+    train()
+    assert (tmp_path / "out" / "recipe.json").stat().st_mtime_ns == before  # not at risk again
+
+
+@pytest.mark.parametrize("name", ["lines.txt", "run[1].jsonl"])
+def test_a_training_file_can_have_any_name(tiny_reranker_folder, groups, tmp_path, name):
+    path = write_jsonl(groups, tmp_path / name)
+    assert finetune(tiny_reranker_folder, path, tmp_path / "out", steps=1, **SMALL).exists()
+
+
+def test_training_runs_on_a_gpu_of_nvidia_or_on_the_cpu(monkeypatch):
+    for best, chosen in (("mps", "cpu"), ("cpu", "cpu"), ("cuda:0", "cuda:0")):
+        monkeypatch.setattr(training_folder, "best_device", lambda best=best: best)
+        assert training_folder.training_device(None) == chosen
+    with pytest.raises(ValueError, match="device is 'mps': training runs on 'cpu' or 'cuda:0'"):
+        training_folder.training_device("mps")
+
+
+def test_checkpoints_that_an_interrupt_left_are_removed(tiny_reranker_folder, train_file, tmp_path):
+    def train():
+        finetune(tiny_reranker_folder, train_file, tmp_path / "out", steps=1, **SMALL)
+
+    train()
+    left = tmp_path / "out" / "checkpoints"
+    left.mkdir()
+    train()
+    assert not left.exists()
+
+
 def test_a_half_precision_base_is_trained_in_single(tiny_reranker_folder, train_file, tmp_path):
     from transformers import AutoModelForSequenceClassification, AutoTokenizer
 
@@ -162,8 +217,10 @@ def test_a_loss_that_falls_is_not_warned_of():
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         finetuning._warn_of_collapse(log, math.log(8))
+        wobbling = [dict(row, loss=0.3 + row["step"] % 4 / 20) for row in log]
+        finetuning._warn_of_collapse(wobbling, math.log(8))
     with pytest.warns(CollapseWarning, match="rose from 1.15 to 1.95"):
-        finetuning._warn_of_collapse([dict(row, loss=3.1 - row["loss"]) for row in log], 9.0)
+        finetuning._warn_of_collapse([dict(row, loss=3.1 - row["loss"]) for row in log], 2.1)
 
 
 @pytest.mark.parametrize(
@@ -178,6 +235,8 @@ def test_a_loss_that_falls_is_not_warned_of():
         ({"passage_length": 4}, "each must be at least 8"),
         ({"rate": 0.0}, "rate is 0.0"),
         ({"warmup": 2.0}, "warmup 2.0"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"dropout": -0.5}, "dropout is -0.5"),
         ({"device": "cuda:1"}, "CUDA_VISIBLE_DEVICES"),
     ],
 )
@@ -215,3 +274,11 @@ def test_a_fresh_head_is_the_same_each_time(tiny_reranker_folder, tmp_path):
     first, second = (weights(folder)["classifier.weight"] for folder in folders)
     np.testing.assert_array_equal(first, second)
     assert load_reranker(folders[0], 128, "cpu").tokenizer.model_max_length == 128
+
+
+def test_a_head_is_fresh_or_refused(tiny_reranker_folder, tmp_path):
+    with pytest.raises(ValueError, match="has a head already"):
+        fresh_reranker(tiny_reranker_folder, tmp_path / "out", 128)
+    encoder = build_tiny("bert-embedder", tmp_path / "encoder")
+    with pytest.raises(ValueError, match="the encoder itself"):
+        fresh_reranker(encoder, encoder, 128)

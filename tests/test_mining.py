@@ -119,13 +119,15 @@ ASKED = {
 
 
 def test_each_reason_is_counted():
-    run = run_of(["d1", "d0", "twin", "d2", "d3", "d9"], [0.9, 0.8, 0.7, 0.6, 0.5, 0.4])
-    mined = mine_negatives(run, **ASKED, related={"q": {"d2"}}, exclude={"d3"}, absolute_margin=0.1)
-    assert set(mined.skipped.values()) == {1} and mined.candidates == 6
+    ranking = ["d1", "d0", "twin", "d2", "d3", "d9", "blank"]
+    run = run_of(ranking, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])
+    asked = ASKED | {"documents": DOCUMENTS | {"blank": " "}, "ranks": (1, 7)}
+    mined = mine_negatives(run, **asked, related={"q": {"d2"}}, exclude={"d3"}, absolute_margin=0.1)
+    assert set(mined.skipped.values()) == {1} and mined.candidates == 7
     assert [n.document for n in mined.negatives["q"]] == ["d9"]  # judged, and not relevant
     assert mined.mean_rank == 6 and mined.mean_score == pytest.approx(0.4)
     rows = dict(line.strip().rsplit(maxsplit=1) for line in mined.table().splitlines())
-    assert rows["candidates"] == "6" and rows["skipped: likely false negative"] == "1"
+    assert rows["candidates"] == "7" and rows["skipped: likely false negative"] == "1"
     assert rows["of these with fewer than 7"] == "1" and str(mined) == mined.table()
 
 
@@ -136,6 +138,19 @@ def test_a_second_run_judges_better_than_the_first():
     assert [(n.document, n.score) for n in mined.negatives["q"]] == [("d1", pytest.approx(0.9))]
     with pytest.raises(ValueError, match=r"none for query 'q' and document 'd2'"):
         mine_negatives(run, **ASKED, absolute_margin=0.0, scores=run_of(["d0", "d1"], [1.0, 0.5]))
+    nothing = run_of([], [])
+    with pytest.raises(ValueError, match="1 queries without a positive"):
+        mine_negatives(run, **ASKED, absolute_margin=0.0, scores=nothing)
+    with pytest.raises(ValueError, match="scores are for a margin"):
+        mine_negatives(run, **ASKED, scores=second)
+
+
+def test_a_positive_without_text_is_none():
+    run = run_of(["d1", "d2"], [0.9, 0.8])
+    asked = ASKED | {"documents": DOCUMENTS | {"d0": ""}, "qrels": {"q": {"d0": 1, "d2": 1}}}
+    assert mine_negatives(run, **asked).groups[0].pos == [DOCUMENTS["d2"]]
+    with pytest.raises(KeyError, match="qrels name document 'd77' for query 'q'"):
+        mine_negatives(run, **ASKED | {"qrels": {"q": {"d77": 1}}})
 
 
 def test_a_margin_with_nothing_to_compare_leaves_the_query_out():
@@ -208,6 +223,7 @@ GOOD = {"query": "a", "pos": ["b"], "neg": ["c", "d"]}
         ({"pos_scores": [1.0], "neg_scores": [1.0]}, "1 'neg_scores' for 2 texts"),
         ({"pos_scores": [math.nan], "neg_scores": [1, 2]}, "not a finite number"),
         ({"pos_scores": ["1"], "neg_scores": [1, 2]}, "not a finite number"),
+        ({"pos_scores": [10**400], "neg_scores": [1, 2]}, "not a finite number"),
     ],
 )
 def test_a_bad_line_is_named(record, sentence, tmp_path):
@@ -235,6 +251,16 @@ def test_a_file_that_is_none_is_named(content, sentence, tmp_path):
         write_jsonl([], path)
     with pytest.raises(ValueError, match="line 1: the negatives contain a positive"):
         write_jsonl([Group("a", ["b"], ["b"])], path)
+    with pytest.raises(ValueError, match="line 1: a text holds half a character"):
+        write_jsonl([Group("a", ["b"], ["\ud800"])], path)
+    assert path.read_text() == content
+
+
+def test_a_file_in_another_encoding_is_named(tmp_path):
+    path = tmp_path / "train.jsonl"
+    path.write_bytes(json.dumps(GOOD | {"query": "é"}, ensure_ascii=False).encode("latin-1"))
+    with pytest.raises(ValueError, match=r"train\.jsonl is not in UTF-8"):
+        read_jsonl(path)
 
 
 def test_related_weaknesses_are_linked_answers_parents_and_children(monkeypatch):

@@ -2,6 +2,8 @@
 
 import json
 import random
+import shutil
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -14,6 +16,7 @@ from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_ca
 from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_data import training_documents
 
+CLASSIFIER = "base_model.model.classifier.modules_to_save.default.weight"
 SMALL = Recipe(
     teachers=2,
     tune_steps=1,
@@ -148,24 +151,31 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
 
     broken = Trainer(SMALL, tmp_path / "broken")
     step = broken._train_step
-    steps = []
 
     def failing(number, *rest, **parts):
-        steps.append(number)
-        if len(steps) == 4:
+        if number == 3:
             raise KeyboardInterrupt
         return step(number, *rest, **parts)
 
-    monkeypatch.setattr(broken, "_train_step", failing)
-    with pytest.raises(KeyboardInterrupt):
-        broken.run()
+    def unsaved(*rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(broken, "_train_step", failing)
+        with pytest.raises(KeyboardInterrupt):
+            broken.run()
+    broken = Trainer(SMALL, tmp_path / "broken")
+    with monkeypatch.context() as patch:  # between the last snapshot and the state of its step
+        patch.setattr(broken, "_save", unsaved)
+        with pytest.raises(KeyboardInterrupt):
+            broken.run()
+    shutil.rmtree(tmp_path / "broken" / "snapshots" / "4")  # half of it was written
     again = Trainer(SMALL, tmp_path / "broken")
     again.run()
     assert [row["step"] for row in again.log] == [1, 2, 3, 4]
-    for ours, theirs in zip(again.log, whole.log, strict=True):
-        assert ours == pytest.approx(theirs, rel=1e-4)
-    for name, value in load_file(tmp_path / "broken" / "bundle" / ADAPTER).items():
-        torch.testing.assert_close(value.float(), adapter[name], atol=1e-3, rtol=0, msg=name)
+    assert again.log == whole.log
+    for name, value in load_file(tmp_path / "broken" / "adapter" / ADAPTER).items():
+        torch.testing.assert_close(value, adapter[name], atol=0, rtol=0, msg=name)
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -206,6 +216,74 @@ def test_a_recipe_without_the_texts_it_asks_for_is_refused():
     with pytest.raises(ValueError, match=r"asks -6 docstrings"):
         Recipe(queries_per_step=20)
     Recipe(docstrings=0, queries_per_step=26)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "said"),
+    [
+        ({"save_every": 0}, "save_every is 0: give a number above 0"),
+        ({"teachers": 0}, "teachers is 0"),
+        ({"rate": 0.0}, "rate is 0.0"),
+        ({"mined_excerpts": -3}, "mined_excerpts is -3"),
+        ({"report_share": 1.5}, "report_share is 1.5: give a share"),
+        ({"label_weight": 3.0}, "label_weight is 3.0: give a share"),
+        ({"tune_batch": 1}, "tune_batch is 1"),
+    ],
+)
+def test_numbers_out_of_range_are_refused(wrong, said):
+    with pytest.raises(ValueError, match=said):
+        Recipe(**wrong)
+
+
+def test_too_few_texts_are_named(small_training, tmp_path):
+    with pytest.raises(ValueError, match=r"asks 2 reports .* a report_share of 0\.01 leaves 0"):
+        Trainer(replace(SMALL, report_share=0.01), tmp_path / "reports")
+    trainer = Trainer(replace(SMALL, mixtures=1, mined_mixtures=2), tmp_path / "mixtures")
+    teacher = trainer.teacher(trainer.fresh_model())
+    with pytest.raises(ValueError, match="A group has 2 texts of kind 'mixture', but only"):
+        trainer.candidates(teacher)
+
+
+def test_weights_that_overflow_stop_the_training(small_training, tmp_path):
+    trainer = Trainer(replace(SMALL, warmup=0), tmp_path)
+    model = trainer.fresh_model()
+    candidates = trainer.candidates(trainer.teacher(model))
+    torch.nn.init.constant_(model.get_parameter(CLASSIFIER), torch.nan)
+    with pytest.raises(FloatingPointError, match="The loss is nan at step 1"):
+        trainer.train(model, candidates)
+    assert not (tmp_path / "state.pt").exists()
+
+
+def test_the_command_line_says_what_is_wrong(small_training, tmp_path, monkeypatch):
+    small = [
+        part
+        for name, value in asdict(SMALL).items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
+    with pytest.raises(SystemExit, match=r"error: rate is 0\.0"):
+        training.main(["--output", str(tmp_path / "new"), *small, "--rate", "0"])
+    (tmp_path / "foreign").mkdir()
+    (tmp_path / "foreign" / "letter.txt").write_text("mine")
+    with pytest.raises(SystemExit, match="is not empty and holds no training"):
+        training.main(["--output", str(tmp_path / "foreign"), *small])
+
+    def interrupted(self):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Trainer, "run", interrupted)
+    with pytest.raises(SystemExit, match="Run the same command again"):
+        training.main(["--output", str(tmp_path / "new"), *small])
+
+
+def test_a_curve_needs_a_whole_training(tmp_path):
+    (tmp_path / "recipe.json").write_text(json.dumps(asdict(SMALL)), encoding="utf-8")
+    with pytest.raises(FileNotFoundError, match="is not finished, or saved no snapshot"):
+        training_curve.record(tmp_path, [1.0])
+    for name in ("snapshots", "adapter"):
+        (tmp_path / name).mkdir()
+    for share in (0.0, 1.5):
+        with pytest.raises(ValueError, match=f"shares holds {share:g}: give shares above 0"):
+            training_curve.record(tmp_path, [share])
 
 
 def test_an_average_of_no_snapshot_is_refused():
