@@ -66,8 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
         "--max-length",
         type=int,
         metavar="T",
-        default=512,
-        help="tokens at which the named models cut (default: 512; packaged ones know theirs)",
+        help="tokens at which the models named with --embedder or --reranker cut (default: 512)",
     )
     how.add_argument("--depth", type=int, metavar="D", help="candidates a query to rerank")
     how.add_argument(
@@ -98,6 +97,9 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
         ValueError: both a profile and a collection, an unknown profile, or another embedder
             without its pooling.
     """
+    if options.max_length is not None and not (options.embedder or options.reranker):
+        raise ValueError("--max-length is for models that --embedder or --reranker name.")
+    length = options.max_length or 512
     if options.collection and options.profile:
         raise ValueError("Give --profile or --collection, not both.")
     name = f"beir:{options.collection}" if options.collection else options.profile
@@ -112,9 +114,9 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
             )
         changes.setdefault("pooling", known and known.pooling)
         changes.setdefault("instruction", known and known.instruction)
-        changes["embedder_length"] = options.max_length
+        changes["embedder_length"] = length
     if options.reranker:
-        changes["reranker_length"] = options.max_length
+        changes["reranker_length"] = length
     if options.queries is not None:
         changes["queries"] = options.queries or None
     return replace(get_profile(name), **changes)
@@ -131,15 +133,15 @@ def main(arguments: list[str] | None = None) -> int:
         if profile.reranker == PACKAGED_RERANKER and profile.name.startswith("beir:"):
             print("note: the packaged reranker knows vulnerability reports only; see --reranker")
         result = run_pipeline(profile, backend=options.backend, dtype=options.dtype)
+        print(f"\n{result.table()}\n")  # before anything can go wrong with the files
         files = result.save(options.output or ARTIFACTS / profile.folder_name)
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again: it goes on from here.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, KeyError) as error:
+    except (ValueError, OSError, ImportError, KeyError, MemoryError) as error:
         sentence = error.args[0] if isinstance(error, KeyError) else error
         print(f"error: {sentence}", file=sys.stderr)
         return 2
-    print(f"\n{result.table()}\n")
     print("written:", *(f"  {path}" for path in files), sep="\n")
     return 0
 

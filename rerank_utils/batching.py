@@ -14,6 +14,8 @@ from weakref import WeakKeyDictionary
 
 import numpy as np
 
+from .files import is_unicode
+
 if TYPE_CHECKING:
     import torch
 
@@ -199,7 +201,9 @@ def _gpu_lanes(forward: Forward) -> Iterator[tuple[int, Submit]]:
         try:
             outputs = forward(collate(rows))
         except (RuntimeError, MemoryError) as error:
-            return partial(_raise, error)
+            # the traceback would keep what the batch has put into memory
+            spent = _out_of_memory(error)
+            return partial(_raise, error.with_traceback(None) if spent else error)
         return lambda: _to_numpy(outputs)
 
     with torch.inference_mode():
@@ -207,7 +211,10 @@ def _gpu_lanes(forward: Forward) -> Iterator[tuple[int, Submit]]:
 
 
 def _raise(error: Exception) -> NoReturn:
-    raise error
+    try:
+        raise error
+    finally:
+        del error  # with its traceback it would hold this frame, and the frame it
 
 
 def _to_numpy(outputs: torch.Tensor | np.ndarray) -> np.ndarray:
@@ -282,7 +289,19 @@ def check_max_length(max_length: int, config: Any) -> None:
 
 
 def check_texts(texts: Sequence[str], argument: str) -> None:
-    """Raise TypeError at the first text that is not a string, naming its position."""
+    """Refuse what is no list of texts.
+
+    Raises:
+        TypeError: one string in place of a list, or an entry that is no string, with its position.
+        ValueError: a text that cannot be written in UTF-8, with its position.
+    """
+    if isinstance(texts, str):
+        raise TypeError(f"{argument} is one string, expected a list of strings: give [{argument}].")
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"{argument}[{position}] is {type(text).__name__}, expected a string.")
+        if not is_unicode(text):
+            raise ValueError(
+                f"{argument}[{position}] holds half a character (a lone surrogate): read it anew "
+                "with the right encoding."
+            )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -12,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from .collection import Collection, Qrels
+from .files import read_lines
 from .hub import find_data
 
 BEIR_SETS = (
@@ -91,15 +91,30 @@ def stream_corpus(
         (ids, texts), as many as `batch_size`, fewer at the end. Ids are not compared over the
         whole corpus, which would hold them all; `indexing.build_index_from` does.
 
+    Warns:
+        UserWarning: at the end, if documents without text were left out.
+
     Raises:
         ValueError: `batch_size` is below 1, or a malformed line or record, with its number.
         FileNotFoundError, ConnectionError: see `load_beir`.
     """
     if batch_size < 1:
         raise ValueError(f"batch_size is {batch_size}: take at least one document at a time.")
-    documents = ((key, _document(row)[0]) for _, key, row in _corpus_records(source))
-    while batch := list(islice(documents, batch_size)):
-        yield [key for key, _ in batch], [text for _, text in batch]
+    return _batches(_corpus_records(source), batch_size)
+
+
+def _batches(
+    records: Iterable[tuple[str, str, Mapping[str, Any]]], size: int
+) -> Iterator[tuple[list[str], list[str]]]:
+    documents = ((key, _document(row)[0]) for _, key, row in records)
+    empty = 0
+    while batch := list(islice(documents, size)):
+        filled = [(key, text) for key, text in batch if text]
+        empty += len(batch) - len(filled)
+        if filled:
+            yield [key for key, _ in filled], [text for _, text in filled]
+    if empty:
+        warnings.warn(f"{empty} documents without text were left out.", stacklevel=2)
 
 
 def _corpus_records(
@@ -249,25 +264,12 @@ def _checked_records(
             ) from None
         if not str(key).strip():
             raise ValueError(f"{where}: the id is empty.")
+        if str(key) != "".join(str(key).split()):
+            raise ValueError(
+                f"{where}: the id {key!r} holds white space, by which TREC files are separated: "
+                "choose another."
+            )
         yield where, str(key), row
-
-
-def read_lines(path: Path) -> Iterator[tuple[int, str]]:
-    """(number, text) of the lines of a UTF-8 file, packed or not, that are not blank.
-
-    Raises:
-        ValueError: a line that is not UTF-8.
-    """
-    with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
-        for number, line in enumerate(stream, 1):
-            try:
-                text = line.decode("utf-8").rstrip("\r\n")
-            except UnicodeDecodeError:
-                raise ValueError(
-                    f"{path}, line {number}: not UTF-8 text; save the file as UTF-8."
-                ) from None
-            if text.strip():
-                yield number, text
 
 
 def _judgments(folder: Path) -> tuple[Qrels, dict[str, list[str]]]:

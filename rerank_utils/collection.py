@@ -4,9 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
+
+from .files import read_lines, write_whole
 
 Qrels = dict[str, dict[str, int]]
 """Judgments: query id -> document id -> grade. A grade of 1 or more means relevant."""
@@ -27,7 +30,7 @@ class Collection:
     Raises:
         ValueError: the corpus is empty, an id or a document is empty or an id holds white
             space, a query has no relevant document, the qrels or splits name something
-            unknown, or two splits share a query.
+            unknown, a grade is no whole number, a split is empty, or two splits share a query.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Collection:
                 f"The qrels judge query {unknown[0]!r}, which is not among the queries "
                 f"({len(unknown)} such): remove those lines or add the queries."
             )
+        check_grades(self.qrels)
         for query in self.queries:
             grades = self.qrels.get(query, {})
             for document in grades:
@@ -71,6 +75,8 @@ class Collection:
     def _check_splits(self) -> None:
         owner: dict[str, str] = {}
         for split, query_ids in self.splits.items():
+            if not query_ids:
+                raise ValueError(f"Split {split!r} of {self.name!r} holds no queries: drop it.")
             for query in query_ids:
                 if query not in self.queries:
                     raise ValueError(f"Split {split!r} names unknown query {query!r}.")
@@ -98,8 +104,6 @@ class Collection:
         if limit is not None and limit < 1:
             raise ValueError(f"limit is {limit}: ask for at least one query.")
         kept = self.splits[name][:limit]
-        if not kept:
-            raise ValueError(f"Split {name!r} of {self.name!r} holds no queries.")
         return replace(
             self,
             queries={query: self.queries[query] for query in kept},
@@ -128,6 +132,11 @@ class Collection:
 
 def _check_texts(texts: Mapping[str, str], kind: str) -> None:
     for key, text in texts.items():
+        if not isinstance(key, str):
+            raise ValueError(
+                f"A {kind} has the id {key!r}, a {type(key).__name__}: ids are strings; use "
+                "str(id)."
+            )
         if not key or key != "".join(key.split()):
             raise ValueError(
                 f"A {kind} has the id {key!r}: ids are not empty and hold no white space, "
@@ -142,14 +151,29 @@ def _spread(counts: Iterable[int]) -> str:
     return f"{low:.0f} / {middle:.0f} / {high:.0f} (5th, 50th, 95th percentile)"
 
 
+def check_grades(qrels: Qrels) -> None:
+    """ValueError unless all grades are whole numbers: "1 or more" would mean nothing else."""
+    for query, grades in qrels.items():
+        for document, grade in grades.items():
+            if not isinstance(grade, Integral):
+                raise ValueError(
+                    f"The grade of query {query!r} and document {document!r} is {grade!r}: grades "
+                    "are whole numbers; use int()."
+                )
+
+
 def write_qrels(qrels: Qrels, path: str | Path) -> None:
-    """Write judgments as a TREC qrels file: query id, 0, document id, grade."""
+    """Write judgments as a TREC qrels file: query id, 0, document id, grade.
+
+    Raises:
+        OSError: the file cannot be written; what stood there before stays.
+    """
     lines = (
         f"{query} 0 {document} {grade}\n"
         for query, grades in qrels.items()
         for document, grade in grades.items()
     )
-    Path(path).write_text("".join(lines), encoding="utf-8")
+    write_whole("".join(lines), path)
 
 
 def read_qrels(path: str | Path) -> Qrels:
@@ -158,12 +182,10 @@ def read_qrels(path: str | Path) -> Qrels:
     Raises:
         FileNotFoundError: no such file.
         ValueError: a line without four fields or a grade that is no integer, with its number;
-            a (query, document) pair judged twice.
+            a (query, document) pair judged twice; and what `files.read_lines` raises.
     """
     qrels: Qrels = {}
-    for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), start=1):
-        if not line.strip():
-            continue
+    for number, line in read_lines(path):
         try:
             query, _, document, grade = line.split()
             value = int(grade)

@@ -16,6 +16,7 @@ from .batching import (
     Arrays,
     Encoded,
     Keep,
+    ahead,
     best_device,
     check_max_length,
     check_texts,
@@ -29,6 +30,8 @@ if TYPE_CHECKING:
     from FlagEmbedding import BGEM3FlagModel, FlagModel
 
 POOLINGS = ("cls", "mean")
+_PART = 8_192
+"""Texts that are tokenized at once: token ids take far more memory than texts or vectors."""
 
 
 def load_embedder(
@@ -58,7 +61,7 @@ def load_embedder(
         UserWarning: a 1_Pooling/config.json beside the model names another pooling.
 
     Raises:
-        ValueError: unknown pooling, a length the model cannot read, or a reranker.
+        ValueError: unknown pooling, a length the model cannot read, a reranker, or a decoder.
         FileNotFoundError, ConnectionError: see `hub.find_model`; with the nearest names of the
             table.
     """
@@ -78,17 +81,25 @@ def load_embedder(
     if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
         raise ValueError(_no_embedder(f"{name_or_path} ({kind})"))
     _warn_of_other_pooling(Path(found), pooling)
+    half = device.startswith("cuda")
     embedder = _class_of(known, Path(found))(
         found,
         pooling_method=pooling,
         query_instruction_for_retrieval=instruction,
-        use_fp16=device.startswith("cuda"),
+        use_fp16=half,
         devices=device,
         query_max_length=max_length,
         passage_max_length=max_length,
         trust_remote_code=False,
     )
     check_max_length(max_length, embedder.model.config)
+    if embedder.tokenizer.padding_side == "left":
+        raise ValueError(
+            f"{name_or_path} ({kind}) is a decoder, which has to be pooled in another way: choose "
+            "an encoder such as BAAI/bge-m3."
+        )
+    if not half:
+        embedder.model.float()  # a checkpoint in half precision is loaded as it is
     return embedder
 
 
@@ -114,7 +125,8 @@ def _warn_of_other_pooling(folder: Path, pooling: str) -> None:
         return
     settings = json.loads(stored.read_text(encoding="utf-8"))
     own = {"cls": "pooling_mode_cls_token", "mean": "pooling_mode_mean_tokens"}
-    if not settings.get(own[pooling], True):
+    mode = settings.get("pooling_mode", pooling)  # how sentence-transformers writes it since 6
+    if mode != pooling or not settings.get(own[pooling], True):
         warnings.warn(
             f"{folder.name} was not made for {pooling!r} pooling, by its 1_Pooling/config.json.",
             stacklevel=3,
@@ -142,19 +154,21 @@ def embed_documents(
 
     Raises:
         TypeError: a text is not a string.
-        ValueError: the model returned a number that is not finite, or `store` holds an array
-            of another shape.
+        ValueError: the model returned a number that is not finite (what was made before is
+            kept), or `store` holds an array of another shape.
     """
+    texts = list(texts) if not isinstance(texts, str) else texts
     limit, desc = embedder.passage_max_length, "embed documents" if show_progress else None
     if store is None:
         return _embed(embedder, texts, limit, desc)
+    check_texts(texts, "texts")
     table = _open_store(Path(store), len(texts), embedder.model.config.hidden_size)
-    todo = np.flatnonzero(np.isnan(table).any(axis=1))
+    todo = np.flatnonzero(~np.isfinite(table).all(axis=1))
 
     def keep(positions: np.ndarray, vectors: np.ndarray) -> None:
-        table[todo[positions]] = vectors
+        table[positions] = vectors
 
-    _embed(embedder, [texts[i] for i in todo], limit, desc, keep)
+    _embed(embedder, [texts[i] for i in todo], limit, desc, keep, todo)
     table.flush()
     return np.array(table)
 
@@ -183,6 +197,7 @@ def embed_queries(embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str]) ->
     Raises:
         TypeError, ValueError: as `embed_documents`.
     """
+    texts = list(texts) if not isinstance(texts, str) else texts
     check_texts(texts, "texts")
     instruction = embedder.query_instruction_for_retrieval
     if instruction is not None:
@@ -197,22 +212,30 @@ def _embed(
     max_length: int,
     desc: str | None,
     keep: Keep | None = None,
+    places: np.ndarray | None = None,
 ) -> np.ndarray:
+    """Vectors of texts, which stand at these places in what the caller gave."""
     check_texts(texts, "texts")
+    places = np.arange(len(texts)) if places is None else places
     if not len(texts):
         return np.empty((0, embedder.model.config.hidden_size), dtype=np.float32)
     device = embedder.target_devices[0]
     model = embedder.model.to(device).eval()
     forward = _forward(embedder, model, device)
-    parts = [_tokenize(embedder.tokenizer, texts, max_length)]
-    vectors = run_batches(parts, len(texts), forward, device, desc, keep, owner=model)
-    broken = np.flatnonzero(~np.isfinite(vectors).all(axis=1))
-    if len(broken):
-        raise ValueError(
-            f"The vector of texts[{broken[0]}] holds NaN or infinity ({len(broken)} such): the "
-            "weights are damaged or overflow in half precision."
-        )
-    return vectors
+
+    def checked(positions: np.ndarray, vectors: np.ndarray) -> None:
+        finite = np.isfinite(vectors).all(axis=1)
+        if not finite.all():
+            raise ValueError(
+                f"The vector of texts[{places[positions[np.argmin(finite)]]}] holds NaN or "
+                "infinity: the weights are damaged or overflow in half precision."
+            )
+        if keep is not None:
+            keep(places[positions], vectors)
+
+    chunks = (np.arange(i, min(i + _PART, len(texts))) for i in range(0, len(texts), _PART))
+    parts = ahead(chunks, lambda rows: _tokenize(embedder.tokenizer, texts, rows, max_length))
+    return run_batches(parts, len(texts), forward, device, desc, checked, owner=model)
 
 
 def _forward(
@@ -234,12 +257,15 @@ def _forward(
     return forward
 
 
-def _tokenize(tokenizer: Any, texts: Sequence[str], max_length: int) -> Encoded:
-    tokens = tokenizer(list(texts), truncation=True, max_length=max_length)
+def _tokenize(
+    tokenizer: Any, texts: Sequence[str], positions: np.ndarray, max_length: int
+) -> Encoded:
+    chosen = [texts[i] for i in positions]
+    tokens = tokenizer(chosen, truncation=True, max_length=max_length)
 
     def collate(rows: np.ndarray) -> Arrays:
         chosen = {name: [tokens[name][i] for i in rows] for name in tokens}
         return dict(tokenizer.pad(chosen, return_tensors="np"))
 
     lengths = np.array([len(ids) for ids in tokens["input_ids"]])
-    return Encoded(np.arange(len(texts)), lengths, collate)
+    return Encoded(positions, lengths, collate)

@@ -38,7 +38,11 @@ class FirstTokenScorer(nn.Module):
     def supports(model: nn.Module) -> bool:
         """Whether this is a family whose layers are known here."""
         known = type(model).__name__ in FAMILIES and not model.config.is_decoder
-        return known and model.config._attn_implementation in ("sdpa", "eager")
+        if not (known and model.config._attn_implementation in ("sdpa", "eager")):
+            return False
+        last = model.base_model.encoder.layer[-1].attention.self
+        # their weights are used by themselves: an adapter beside them would be passed over
+        return type(last.key) is type(last.value) is nn.Linear
 
     def forward(
         self,

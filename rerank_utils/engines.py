@@ -9,6 +9,7 @@ import copy
 import hashlib
 import os
 import tempfile
+import threading
 import warnings
 from collections.abc import Callable
 from functools import partial
@@ -163,8 +164,13 @@ def _open_openvino(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
         path = _derived(path, "int8-weights", _compress)
         settings["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = str(GROUP)
     compiled = openvino.Core().compile_model(path, "CPU", settings)
-    request = compiled.create_infer_request()
-    return lambda batch: np.array(next(iter(request.infer(batch, share_inputs=True).values())))
+    request, lock = compiled.create_infer_request(), threading.Lock()
+
+    def forward(batch: Arrays) -> np.ndarray:
+        with lock:  # the request belongs to the model: two calls of score_pairs may share it
+            return np.array(next(iter(request.infer(batch, share_inputs=True).values())))
+
+    return forward
 
 
 def _open_onnx(model: PreTrainedModel, dtype: str, weights: str) -> Forward:

@@ -11,7 +11,7 @@ from itertools import chain, compress
 
 import numpy as np
 
-from .collection import Qrels
+from .collection import Qrels, check_grades
 from .run import Run
 
 MEASURES = ("nDCG@10", "RR@10", "R@10", "R@50", "Success@1")
@@ -91,14 +91,20 @@ def evaluate(run: Run, qrels: Qrels, measures: Sequence[str] = MEASURES) -> Eval
           trec_eval, so what differs only beyond seven digits is equal.
 
     Raises:
-        ValueError: unknown measure, no judgments, an empty run, no query in common, or a
-            relevant document that stands twice in a ranking.
+        ValueError: unknown measure, or one given twice; no judgments, a grade that is no whole
+            number, an empty run, no query in common, or a relevant document that stands twice in
+            a ranking.
     """
+    if isinstance(measures, str) or not measures or len(set(measures)) < len(measures):
+        raise ValueError(
+            f"measures is {measures!r}: give a list of different names, such as ['nDCG@10']."
+        )
     functions = {measure: _parse(measure) for measure in measures}
     if not qrels:
         raise ValueError("The qrels are empty: there is nothing to evaluate against.")
     if not len(run):
         raise ValueError(f"The run {run.name!r} is empty: it holds no query.")
+    check_grades(qrels)
     found, ideal = _found(run, qrels), _ideal(qrels)
     values = {measure: function(found, ideal) for measure, function in functions.items()}
     return Evaluation(run.name, list(qrels), values)
@@ -149,7 +155,7 @@ def _found(run: Run, qrels: Qrels) -> _Hits:
     places = range(run.doc_ids.shape[1])
     lists = []
     for query, grades in qrels.items():
-        relevant = {document for document, grade in grades.items() if grade > 0 and document}
+        relevant = {document for document, grade in grades.items() if grade > 0 and document != ""}
         ranking = run.doc_ids[row_of[query]].tolist() if query in row_of and relevant else ()
         # `map` and `compress` keep this loop over all documents out of the interpreter.
         hits = list(compress(places, map(relevant.__contains__, ranking)))

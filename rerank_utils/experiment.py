@@ -6,13 +6,14 @@ import csv
 import html
 import io
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
 
 from .collection import Qrels
 from .evaluation import MEASURES, Comparison, Evaluation, compare, evaluate
+from .files import write_whole
 from .run import Run
 
 HEADER = (
@@ -131,7 +132,7 @@ class Experiment:
         writer.writerow(names)
         writer.writerows([getattr(row, name) for name in names] for row in self.rows)
         if path is not None:
-            Path(path).write_text(stream.getvalue(), encoding="utf-8")
+            write_whole(stream.getvalue(), path)
         return stream.getvalue()
 
     def to_latex(self) -> str:
@@ -173,7 +174,9 @@ def experiment(
     baseline = next(iter(named)) if baseline is None else baseline
     if baseline not in named:
         raise ValueError(f"No run is called {baseline!r}: choose among {', '.join(named)}.")
-    evaluations = {name: evaluate(run, qrels, measures) for name, run in named.items()}
+    evaluations = {
+        name: evaluate(replace(run, name=name), qrels, measures) for name, run in named.items()
+    }
     _require_same_queries(named, qrels)
     base, queries = evaluations[baseline], len(qrels)
     others = [name for name in named if name != baseline]
@@ -248,7 +251,7 @@ def _require_same_queries(named: dict[str, Run], qrels: Qrels) -> None:
             raise ValueError(
                 f"The runs hold different queries: {query!r} is in {has!r} and not in {lacks!r} "
                 f"({len(odd)} such). Make both from the same queries; a query without results "
-                "has an empty ranking."
+                "has an empty ranking, which Run.select gives it."
             )
 
 

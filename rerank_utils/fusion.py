@@ -26,10 +26,18 @@ def interpolate(
         name: name of the result.
 
     Raises:
-        ValueError: weight outside [0, 1], or the runs hold different queries or candidates.
+        ValueError: weight outside [0, 1], a depth below 1 or beyond that of the reranking, or the
+            runs hold different queries or candidates.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}: choose it from 0 to 1.")
+    if depth < 1:
+        raise ValueError(f"depth is {depth}: choose 1 or more, as for rerank.")
+    if reranked.depth is not None and depth > reranked.depth:
+        raise ValueError(
+            f"depth is {depth}, but {reranked.name!r} was reranked to a depth of "
+            f"{reranked.depth}: use that."
+        )
     if list(first_stage.query_ids) != list(reranked.query_ids):
         raise ValueError("The two runs hold different queries: rerank this first stage.")
     mixed = {}

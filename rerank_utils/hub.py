@@ -18,9 +18,14 @@ from .zoo import row
 
 PICKLE_VARIABLE = "RERANK_ALLOW_PICKLE"
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja")
+_THAT_DECIDE = (".safetensors", ".bin", ".pt", ".json", ".txt", ".model")
+"""Files of a model's folder on which its numbers depend."""
 _M3_HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _POOLING_FILE = "1_Pooling/config.json"
-_TOKENIZER_FILES = ("tokenizer.json", "vocab.txt", "sentencepiece.bpe.model", "tokenizer.model")
+_TOKENIZER_FILES = (
+    *("tokenizer.json", "vocab.txt", "vocab.json", "sentencepiece.bpe.model", "spiece.model"),
+    *("spm.model", "tokenizer.model"),
+)
 _SHARD = re.compile(r"-\d{5}-of-(\d{5})")
 
 
@@ -99,10 +104,10 @@ def find_data(name: str, patterns: Sequence[str]) -> Path:
 
 
 def fingerprint(name_or_path: str | Path) -> str:
-    """A text that changes when the weights behind a name or in a folder do."""
+    """A text that changes when a model's weights, configuration or tokenizer do."""
     found = Path(find_model(name_or_path))
-    weights = sorted([*found.glob("*.safetensors"), *found.glob("*.bin")])
-    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in weights]
+    files = [path for path in sorted(found.iterdir()) if path.suffix in _THAT_DECIDE]
+    stats = [(path.name, path.stat().st_size, path.stat().st_mtime_ns) for path in files]
     return json.dumps([str(found), stats])
 
 

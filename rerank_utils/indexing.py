@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .batching import check_texts
+from .files import write_whole
 from .run import Run
 
 if TYPE_CHECKING:
@@ -25,10 +28,29 @@ class DenseIndex:
     Attributes:
         faiss_index: any FAISS index with the inner product as its metric.
         doc_ids: row number -> document id.
+
+    Raises:
+        ValueError: the index has another metric, or another number of vectors than there are ids.
+        TypeError: an id is no string.
     """
 
     faiss_index: faiss.Index
     doc_ids: list[str]
+
+    def __post_init__(self) -> None:
+        import faiss
+
+        check_texts(self.doc_ids, "doc_ids")
+        if self.faiss_index.metric_type != faiss.METRIC_INNER_PRODUCT:
+            raise ValueError(
+                "faiss_index measures a distance, of which the smallest is best: make it with "
+                "faiss.METRIC_INNER_PRODUCT."
+            )
+        if self.faiss_index.ntotal != len(self.doc_ids):
+            raise ValueError(
+                f"faiss_index holds {self.faiss_index.ntotal} vectors, but there are "
+                f"{len(self.doc_ids)} document ids."
+            )
 
     def search(
         self, query_ids: Sequence[str], query_vectors: np.ndarray, k: int, name: str = "dense"
@@ -65,13 +87,18 @@ class DenseIndex:
         return Run.from_lists(list(query_ids), documents, values, name)
 
     def save(self, folder: str | Path) -> None:
-        """Write the index and its ids into a folder."""
+        """Write the index and its ids into a folder; one that stood there stays until both are."""
         import faiss
 
         folder = Path(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        faiss.write_index(self.faiss_index, str(folder / _INDEX_FILE))
-        (folder / _IDS_FILE).write_text(json.dumps(self.doc_ids), encoding="utf-8")
+        fresh = folder / f"{_INDEX_FILE}.tmp"
+        try:
+            faiss.write_index(self.faiss_index, str(fresh))
+            write_whole(json.dumps(self.doc_ids), folder / _IDS_FILE)
+            fresh.replace(folder / _INDEX_FILE)
+        finally:
+            fresh.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> DenseIndex:
@@ -79,14 +106,17 @@ class DenseIndex:
 
         Raises:
             FileNotFoundError: the folder holds no index.
-            ValueError: index and ids do not belong together.
+            ValueError: the index is damaged, or it and the ids do not belong together.
         """
         import faiss
 
         folder = Path(folder)
         if not (folder / _INDEX_FILE).exists():
             raise FileNotFoundError(f"{folder} holds no {_INDEX_FILE}: save an index there first.")
-        index = faiss.read_index(str(folder / _INDEX_FILE))
+        try:
+            index = faiss.read_index(str(folder / _INDEX_FILE))
+        except RuntimeError as error:
+            raise ValueError(f"{folder / _INDEX_FILE} is damaged: save the index anew.") from error
         doc_ids = json.loads((folder / _IDS_FILE).read_text(encoding="utf-8"))
         if index.ntotal != len(doc_ids):
             raise ValueError(f"{folder}: {index.ntotal} vectors, but {len(doc_ids)} document ids.")
@@ -102,19 +132,38 @@ def build_index(vectors: np.ndarray, doc_ids: Sequence[str], factory: str = "Fla
         factory: FAISS's description of the index, such as "Flat", "IVF64,Flat" or "HNSW32".
 
     Raises:
-        ValueError: no vectors, a number that is not finite, duplicate ids, shapes that differ.
+        ValueError: no vectors, a number that is not finite, duplicate ids, shapes that differ, or
+            a factory that FAISS does not know or that these vectors are too few for.
+        TypeError: an id is no string.
     """
-    import faiss
-
     if not len(doc_ids):
         raise ValueError("vectors is empty: index at least one document.")
     if len(set(doc_ids)) < len(doc_ids):
         raise ValueError("doc_ids holds an id twice: give every document an id of its own.")
+    check_texts(doc_ids, "doc_ids")
     vectors = _checked(vectors, len(doc_ids), "vectors")
-    index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
-    index.train(vectors)
-    index.add(vectors)
+    index = _empty_index(factory, vectors.shape[1])
+    _add(index, [vectors], factory)
     return DenseIndex(index, list(doc_ids))
+
+
+def _empty_index(factory: str, width: int) -> faiss.Index:
+    import faiss
+
+    with _told(factory, f"vectors of {width} numbers"):
+        return faiss.index_factory(width, factory, faiss.METRIC_INNER_PRODUCT)
+
+
+@contextmanager
+def _told(factory: str, what: str) -> Iterator[None]:
+    """FAISS names a line of its own program; this names what the caller gave."""
+    try:
+        yield
+    except RuntimeError as error:
+        reason = str(error).rpartition(": ")[2] or error
+        raise ValueError(
+            f"factory {factory!r} does not work for {what} ({reason}): try 'Flat'."
+        ) from error
 
 
 def build_index_from(
@@ -124,7 +173,8 @@ def build_index_from(
 ) -> DenseIndex:
     """The same as `build_index`, from parts that come one after the other.
 
-    Only the index, the ids and one part are held in memory; FAISS needs up to twice the memory
+    Only the index, the ids and one part are held in memory, and the first `train_size` vectors of
+    an index that wants training; FAISS needs up to twice the memory
     of the index for a moment, when it grows.
 
     Args:
@@ -136,35 +186,38 @@ def build_index_from(
     Raises:
         ValueError: see `build_index`.
     """
-    import faiss
-
     index = None
+    seen: set[str] = set()
     doc_ids: list[str] = []
     waiting: list[np.ndarray] = []
     for ids, vectors in parts:
         vectors = _checked(vectors, len(ids), "vectors")
         doc_ids += ids
+        seen.update(ids)
+        if len(seen) < len(doc_ids):  # said at once, not when the whole corpus is embedded
+            raise ValueError(
+                "parts hold a document id twice: give every document an id of its own."
+            )
         if index is None:
-            index = faiss.index_factory(vectors.shape[1], factory, faiss.METRIC_INNER_PRODUCT)
+            index = _empty_index(factory, vectors.shape[1])
         waiting.append(vectors)
         if index.is_trained or sum(map(len, waiting)) >= train_size:
-            _add(index, waiting)
+            _add(index, waiting, factory)
     if index is None:
         raise ValueError("parts is empty: index at least one document.")
-    if len(set(doc_ids)) < len(doc_ids):
-        raise ValueError("parts hold a document id twice: give every document an id of its own.")
-    _add(index, waiting)
+    _add(index, waiting, factory)
     return DenseIndex(index, doc_ids)
 
 
-def _add(index: faiss.Index, waiting: list[np.ndarray]) -> None:
+def _add(index: faiss.Index, waiting: list[np.ndarray], factory: str) -> None:
     """Move the waiting vectors into the index, which is trained on them if it needs it."""
     if waiting:
-        vectors = np.concatenate(waiting)
+        vectors = waiting[0] if len(waiting) == 1 else np.concatenate(waiting)
         waiting.clear()
-        if not index.is_trained:
-            index.train(vectors)
-        index.add(vectors)
+        with _told(factory, f"{len(vectors)} vectors"):
+            if not index.is_trained:
+                index.train(vectors)
+            index.add(vectors)
 
 
 def _checked(vectors: np.ndarray, rows: int, argument: str) -> np.ndarray:

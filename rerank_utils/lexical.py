@@ -30,10 +30,15 @@ def tokenize(
         stop_words: "english" for the 33 of Lucene's English list, or words of your own; an
             empty list keeps all.
         show_progress: whether to draw a bar.
+
+    Raises:
+        ValueError: one text was given in place of a list.
     """
     import bm25s
 
-    words = stop_words if isinstance(stop_words, str) else list(stop_words)
+    if isinstance(texts, str):
+        raise ValueError("texts is one text: give a list, such as [text].")
+    words = stop_words if isinstance(stop_words, str) else [word.lower() for word in stop_words]
     tokens = bm25s.tokenize(
         list(texts), stopwords=words, return_ids=False, show_progress=show_progress
     )

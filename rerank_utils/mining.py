@@ -19,8 +19,8 @@ from pathlib import Path
 from typing import Any
 
 from .collection import Qrels
+from .files import is_unicode, write_whole
 from .run import Run, text_of
-from .training_folder import write_whole
 
 EMPTY = "no text"
 POSITIVE = "known positive"
@@ -164,8 +164,7 @@ def mine_negatives(
             scores above 0, such as cosines.
         absolute_margin: 0.1 skips candidates above the positive's score less 0.1.
         scores: where the margins take scores from, by default `run`. A reranker's run over the
-            same candidates judges better than the first stage. Rerank down to `ranks[1]` at
-            least: what `rerank` leaves below its depth has numbers that only keep the order.
+            same candidates judges better than the first stage; rerank down to `ranks[1]`.
         related: query id -> ids that are never its negatives, whatever they score;
             `cwe.related_weaknesses` gives one.
         exclude: held-out documents, never a positive or a negative.
@@ -250,7 +249,8 @@ class _Filter:
         """Allow only candidates that score clearly below the best positive of their query."""
         self.limits = {}
         for query, ids, values in run:
-            row = dict(zip(ids, values.tolist(), strict=True))
+            own = slice(run.depth)  # below it numbers only keep the order
+            row = dict(zip(ids[own], values[own].tolist(), strict=True))
             found = [row[d] for d in self.positives.get(query, ()) if d in row]
             self.scores[query] = row
             if found:
@@ -354,7 +354,7 @@ def write_jsonl(groups: Sequence[Group], path: str | Path) -> Path:
         record = {key: value for key, value in vars(group).items() if value is not None}
         _check(record, where := f"{path}, line {number}")
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        if not _is_unicode(lines[-1]):
+        if not is_unicode(lines[-1]):
             raise ValueError(
                 f"{where}: a text holds half a character (a lone surrogate): read it anew with "
                 "the right encoding."
@@ -431,14 +431,6 @@ def _check_scores(record: dict, where: str) -> None:
             )
         if not all(_is_number(score) for score in scores):
             raise ValueError(f"{where}: '{side}_scores' holds what is not a finite number.")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def _is_number(score: Any) -> bool:

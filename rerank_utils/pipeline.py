@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -19,6 +20,7 @@ from .collection import Collection, write_qrels
 from .embedding import embed_documents, embed_queries, load_embedder
 from .engines import check_choice
 from .evaluation import Comparison, Evaluation, compare, evaluate
+from .files import write_whole
 from .hub import fingerprint
 from .indexing import DenseIndex, build_index, build_index_from
 from .pairs import TruncationWarning
@@ -101,7 +103,7 @@ class Result:
         self.first_stage.to_trec(first)
         self.reranked.to_trec(second)
         write_qrels(self.collection.qrels, judged)
-        numbers.write_text(json.dumps(self._numbers(), indent=1), encoding="utf-8")
+        write_whole(json.dumps(self._numbers(), indent=1), numbers)
         figure = plot_before_after(
             self.before, self.after, f"{self.profile.name}, before and after"
         )
@@ -220,7 +222,7 @@ def retrieve(
         embedder = load_embedder(
             model, profile.pooling, profile.instruction, profile.embedder_length
         )
-        key = _key([fingerprint(model), profile.pooling, str(profile.embedder_length), *texts])
+        key = _key([*_vectors_of(profile, model), *texts])
         store = artifacts / "cache" / f"vectors-{key}.npy"
         if cached is not None and store.exists():
             cached.append("embed")
@@ -248,7 +250,7 @@ def index_corpus(
     """
     model = locate(profile.embedder)
     embedder = load_embedder(model, profile.pooling, profile.instruction, profile.embedder_length)
-    key = _key([fingerprint(model), profile.pooling, str(profile.embedder_length)])
+    key = _key(_vectors_of(profile, model))
     parts = embed_stream(
         batches,
         lambda texts: embed_documents(embedder, texts, show_progress=False),
@@ -279,9 +281,10 @@ def embed_stream(
         for ids, texts in batches:
             path = store / f"{_key(texts)}.npy"
             if not path.exists():
-                fresh = path.with_suffix(".tmp")
+                vectors = embed(texts)
+                fresh = path.with_suffix(f".{os.getpid()}.tmp")  # another process may do the same
                 with fresh.open("wb") as stream:
-                    np.save(stream, embed(texts))
+                    np.save(stream, vectors)
                 fresh.replace(path)  # in one step: a file of this name is whole
             bar.update(len(ids))
             yield ids, np.load(path)
@@ -299,8 +302,17 @@ def score_cache(
     return ScoreCache(artifacts / "cache" / f"scores-{key}.txt")
 
 
+def _vectors_of(profile: Profile, model: str) -> list[str]:
+    """What decides the vectors of a text; a GPU makes them in half precision."""
+    length = str(profile.embedder_length)
+    return [fingerprint(model), profile.pooling, length, best_device()]
+
+
 def _key(parts: Iterable[str]) -> str:
-    return hashlib.sha256("\0".join(parts).encode()).hexdigest()[:12]
+    digest = hashlib.sha256()
+    for part in parts:
+        digest.update(f"{len(part)} {part}".encode())
+    return digest.hexdigest()[:12]
 
 
 @contextmanager

@@ -78,10 +78,12 @@ def plot_rank_movement(
     deepest = max([move.before or 1 for move in moves] + [move.after or 1 for move in moves])
     lost = deepest * 1.6 + 1
     figure, axes = plt.subplots(figsize=(6, 5), layout="constrained")
-    kinds = {"up": (UP, []), "same place": (SAME, []), "down": (DOWN, [])}
+    neither = "in neither run"
+    kinds = {"up": (UP, []), "same place": (SAME, []), "down": (DOWN, []), neither: (SAME, [])}
     for move in moves:
         old, new = (lost if rank is None else rank for rank in (move.before, move.after))
-        kinds["up" if new < old else "down" if new > old else "same place"][1].append((old, new))
+        kind = "up" if new < old else "down" if new > old else "same place"
+        kinds[neither if old == new == lost else kind][1].append((old, new))
     for name, (colour, pairs) in kinds.items():
         if pairs:
             lines = axes.plot([0, 1], np.transpose(pairs), color=colour, alpha=0.5, marker="o")

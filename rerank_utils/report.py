@@ -18,6 +18,7 @@ import numpy as np
 from .collection import Collection, Qrels
 from .evaluation import evaluate
 from .experiment import Experiment, Row, experiment, format_p
+from .files import write_whole
 from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
 from .hub import quiet_libraries
 from .lexical import search_bm25
@@ -209,11 +210,11 @@ def write_between_markers(path: Path, text: str, markers: tuple[str, str] = MARK
     """
     page = path.read_text(encoding="utf-8")
     first, last = markers
-    if any(page.count(marker) != 1 for marker in markers):
-        raise ValueError(f"{path} must hold the lines {first!r} and {last!r} once.")
-    head, rest = page.split(first)
-    tail = rest.split(last)[1]
-    path.write_text(f"{head}{first}\n{text}\n{last}{tail}", encoding="utf-8")
+    head, _, rest = page.partition(first)
+    _, found, tail = rest.partition(last)
+    if not found or any(page.count(marker) != 1 for marker in markers):
+        raise ValueError(f"{path} must hold the lines {first!r} and {last!r} once, in this order.")
+    write_whole(f"{head}{first}\n{text}\n{last}{tail}", path)
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -242,7 +243,7 @@ def main(arguments: list[str] | None = None) -> int:
     folder = ARTIFACTS / "offline"
     folder.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(report.numbers(), indent=1)
-    (folder / "evaluation.json").write_text(numbers, encoding="utf-8")
+    write_whole(numbers, folder / "evaluation.json")
     report.table.to_csv(folder / "evaluation.csv")
     test = report.test
     test.save(folder / "test")

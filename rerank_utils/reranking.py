@@ -81,6 +81,8 @@ def _open_encoder(
     reranker = FlagReranker(found, **_settings(max_length, device))
     check_max_length(max_length, reranker.model.config)
     require_one_number(reranker.model.config, name)
+    if not reranker.use_fp16:
+        reranker.model.float()  # a checkpoint in half precision is loaded as it is
     return reranker
 
 
@@ -133,13 +135,14 @@ def score_pairs(
         TruncationWarning: how many texts are longer than the model's window.
 
     Raises:
-        TypeError: a text is not a string, with its position.
+        TypeError: a pair is none, or a text is not a string, with its position.
         ValueError: a score is not a finite number, with its pair; a query fills the window; a
             backend or dtype that this model or machine does not have.
         MemoryError: not even a single pair fits into memory.
     """
     if not len(pairs):
         return np.empty(0, dtype=np.float32)
+    pairs = [_pair(pair, place) for place, pair in enumerate(pairs)]
     check_texts([query for query, _ in pairs], "queries")
     check_texts([document for _, document in pairs], "documents")
     if cache is None:
@@ -148,6 +151,15 @@ def score_pairs(
     if todo:
         _score(reranker, todo, cache.add, backend, dtype)
     return np.array([cache[pair] for pair in pairs], dtype=np.float32)
+
+
+def _pair(pair: Sequence[str], place: int) -> tuple[str, str]:
+    if isinstance(pair, str) or len(pair) != 2:
+        raise TypeError(
+            f"pairs[{place}] is {pair!r:.60}, expected a query and a document: give "
+            "[(query, document)]."
+        )
+    return tuple(pair)
 
 
 def _score(
@@ -165,7 +177,8 @@ def _score(
         add(batch, scores)
 
     if isinstance(reranker, FlagReranker):
-        forward = open_engine(reranker.model, _ready(reranker), backend, dtype)
+        device = _ready(reranker, half=(backend, dtype) == ("torch", "auto"))
+        forward = open_engine(reranker.model, device, backend, dtype)
         # the other engines spread one batch over the threads themselves
         lanes = None if backend == "torch" else 1
         return _score_batches(reranker, PairEncoder(reranker), forward, lanes, pairs, keep)
@@ -175,15 +188,15 @@ def _score(
             "loaded: leave them out."
         )
     if isinstance(reranker, FlagLLMReranker):
-        forward = open_llm(reranker, _ready(reranker))
+        forward = open_llm(reranker, _ready(reranker, half=True))
         return _score_batches(reranker, PromptEncoder(reranker), forward, 1, pairs, keep)
     return _score_other(reranker, pairs, keep)
 
 
-def _ready(reranker: FlagReranker | FlagLLMReranker) -> str:
-    """The device of a reranker, its weights in the precision that it was asked for."""
+def _ready(reranker: FlagReranker | FlagLLMReranker, half: bool) -> str:
+    """The device of a reranker; its weights are halved, if it was loaded so and for half."""
     device = reranker.target_devices[0]
-    if reranker.use_fp16 and device.startswith("cuda"):
+    if half and reranker.use_fp16 and device.startswith("cuda"):
         reranker.model.half()
     return device
 

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+
+from .files import read_lines, write_whole
 
 
 @dataclass(frozen=True)
@@ -22,15 +24,20 @@ class Run:
         doc_ids: (Q, k) str; "" where there is no document.
         scores: (Q, k) float32.
         name: what the run is called in tables and TREC files.
+        depth: of a reranked run, so many of each list were rescored; the scores of the rest only
+            keep their order. None where every score means something, and in a file's run, which
+            cannot say.
 
     Raises:
-        ValueError: shapes that do not match, scores out of order or NaN.
+        ValueError: shapes that do not match, a query that stands twice, scores out of order or
+            NaN.
     """
 
     query_ids: np.ndarray
     doc_ids: np.ndarray
     scores: np.ndarray
     name: str = "run"
+    depth: int | None = None
 
     def __post_init__(self) -> None:
         shapes = [np.shape(array) for array in (self.query_ids, self.doc_ids, self.scores)]
@@ -39,6 +46,8 @@ class Run:
                 "query_ids, doc_ids and scores have the shapes {}, {} and {}: expected (Q,), "
                 "(Q, k) and (Q, k).".format(*shapes)
             )
+        if len(set(self.query_ids)) < len(self.query_ids):
+            raise ValueError("A query id stands twice in the run: give every query once.")
         sorted_rows = (self.scores[:, :-1] >= self.scores[:, 1:]).all(axis=1)
         good = sorted_rows & ~np.isnan(self.scores).any(axis=1)
         if not good.all():
@@ -64,8 +73,8 @@ class Run:
             name: see the class.
 
         Raises:
-            ValueError: a query or a document stands twice, an id is empty, lengths do not
-                match, or a score is not a finite number.
+            ValueError: a query or a document stands twice, an id is empty or no string, lengths
+                do not match, or a score is not a finite number.
         """
         documents, values = [list(row) for row in doc_ids], [list(row) for row in scores]
         if not len(query_ids) == len(documents) == len(values):
@@ -73,14 +82,18 @@ class Run:
                 f"{len(query_ids)} query ids, {len(documents)} lists of documents and "
                 f"{len(values)} lists of scores: give one of each for every query."
             )
-        if len(set(query_ids)) < len(query_ids):
-            raise ValueError("A query id stands twice in the run: give every query once.")
         depth = max((len(row) for row in documents), default=0)
         table = np.full((len(documents), depth), "", dtype=object)
         numbers = np.full((len(documents), depth), -np.inf, dtype=np.float32)
         for row, (query, ids, given) in enumerate(zip(query_ids, documents, values, strict=True)):
             if len(ids) != len(given):
                 raise ValueError(f"Query {query!r} has {len(ids)} documents, {len(given)} scores.")
+            for key in (query, *ids):
+                if not isinstance(key, str):
+                    raise ValueError(
+                        f"The ranking of query {query!r} holds the id {key!r}, a "
+                        f"{type(key).__name__}: ids are strings, as in the qrels; use str(id)."
+                    )
             distinct = set(ids)
             if len(distinct) < len(ids):
                 raise ValueError(f"A document stands twice in the ranking of query {query!r}.")
@@ -118,15 +131,39 @@ class Run:
         if not len(rows):
             raise KeyError(f"The run {self.name!r} has no query {query_id!r}.")
         pairs = zip(self.doc_ids[rows[0]], self.scores[rows[0]], strict=True)
-        return [(document, float(score)) for document, score in pairs if document][:k]
+        return [(document, float(score)) for document, score in pairs if document != ""][:k]
+
+    def select(self, query_ids: Iterable[str]) -> Run:
+        """The rankings of these queries alone, in this order.
+
+        A query that the run lacks gets an empty ranking: so a run from a file, where an empty
+        ranking leaves no line, can stand beside one that has it.
+        """
+        rows = {query: (ids, scores) for query, ids, scores in self}
+        chosen = list(query_ids)
+        found = [rows.get(query, ([], [])) for query in chosen]
+        run = Run.from_lists(chosen, [ids for ids, _ in found], [s for _, s in found], self.name)
+        return replace(run, depth=self.depth)
 
     def to_trec(self, path: str | Path) -> None:
-        """Write a TREC run file: query id, Q0, document id, rank, score, name."""
+        """Write a TREC run file: query id, Q0, document id, rank, score, name.
+
+        Raises:
+            ValueError: an id holds white space, by which the fields of the file are separated.
+            OSError: the file cannot be written; what stood there before stays.
+        """
         tag = "-".join(self.name.split()) or "run"
-        with Path(path).open("w", encoding="utf-8") as stream:
-            for query, documents, scores in self:
-                for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
-                    stream.write(f"{query} Q0 {document} {rank} {np.float32(score)!s} {tag}\n")
+        lines = []
+        for query, documents, scores in self:
+            for rank, (document, score) in enumerate(zip(documents, scores, strict=True), 1):
+                line = f"{query} Q0 {document} {rank} {np.float32(score)!s} {tag}"
+                if len(line.split()) != 6:
+                    raise ValueError(
+                        f"Query {query!r} or document {document!r} holds white space, by which the "
+                        "fields of a TREC file are separated: choose other ids."
+                    )
+                lines.append(f"{line}\n")
+        write_whole("".join(lines), path)
 
     @classmethod
     def from_trec(cls, path: str | Path) -> Run:
@@ -135,13 +172,11 @@ class Run:
         Raises:
             FileNotFoundError: no such file.
             ValueError: a line without six fields or a score that is no number, with its number;
-                and what `from_lists` raises.
+                and what `from_lists` and `files.read_lines` raise.
         """
         rows: dict[str, list[tuple[str, float]]] = {}
         tag = "run"
-        for number, line in enumerate(Path(path).read_text(encoding="utf-8").splitlines(), 1):
-            if not line.strip():
-                continue
+        for number, line in read_lines(path):
             try:
                 query, _, document, _, score, tag = line.split()
                 rows.setdefault(query, []).append((document, float(score)))
@@ -169,20 +204,24 @@ def rescore(run: Run, scores: Mapping[str, Mapping[str, float]], name: str) -> R
     Returns:
         For each query the documents with a new score, sorted by it, then the rest as they
         stood. The rest gets scores 1, 2, 3 ... below the lowest new one, so that a file of the
-        run keeps the order; these numbers mean nothing else.
+        run keeps the order; these numbers mean nothing else, and the run's `depth` says where
+        they begin.
     """
-    documents, values = [], []
+    documents, values, depths = [], [], []
     for query, ids, old in run:
         new = scores.get(query, {})
         scored = [document for document in ids if document in new]
         rest = [document for document in ids if document not in new]
         floor = min((new[document] for document in scored), default=float(old.max(initial=0.0)))
         documents.append(scored + rest)
+        if rest:
+            depths.append(len(scored))
         values.append(
             [new[document] for document in scored]
             + [floor - 1 - place for place in range(len(rest))]
         )
-    return Run.from_lists(list(run.query_ids), documents, values, name)
+    rescored = Run.from_lists(list(run.query_ids), documents, values, name)
+    return replace(rescored, depth=min(depths, default=None))
 
 
 def _ranking(doc_ids: np.ndarray, scores: np.ndarray) -> np.ndarray:
@@ -207,5 +246,8 @@ def text_of(texts: Mapping[str, str], key: str, kind: str) -> str:
         KeyError: there is none.
     """
     if key not in texts:
-        raise KeyError(f"The run names {kind} {key!r}, which has no text: pass its collection.")
+        raise KeyError(
+            f"The run names {kind} {key!r}, which has no text: pass its collection, or take only "
+            "the collection's queries (Run.select)."
+        )
     return texts[key]

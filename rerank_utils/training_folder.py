@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .batching import best_device, check_max_length
 from .bundled import file_sha256
 from .engines import has_bfloat16
+from .files import write_whole
 from .hub import quiet_libraries
 
 if TYPE_CHECKING:
@@ -151,24 +152,6 @@ def claim_folder(output: Path, recipe: dict[str, Any]) -> None:
     output.mkdir(parents=True, exist_ok=True)
     if not saved.exists():
         write_whole(json.dumps(recipe, indent=1) + "\n", saved)
-
-
-def write_whole(text: str, path: Path) -> None:
-    """Write a file beside its place, then move it there: it is whole, or as it was.
-
-    Raises:
-        OSError: it cannot be written.
-    """
-    fresh, content = path.with_name(f"{path.name}.tmp"), text.encode()
-    try:
-        fresh.write_bytes(content)
-        fresh.replace(path)
-    except OSError as error:
-        fresh.unlink(missing_ok=True)
-        raise OSError(
-            f"{path} could not be written ({error}); what was saved before is kept. Make room on "
-            "the disk and call again with the same arguments."
-        ) from error
 
 
 def write_log(rows: Sequence[dict[str, float]], path: Path) -> None:

@@ -8,14 +8,16 @@ import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
-from .beir import read_lines
 from .collection import Collection, read_qrels
+from .files import read_lines
 from .run import Run
 
 _ID_NAMES = ("_id", "id", "docno", "docid")
 _TOPIC = re.compile(r"<top>(.*?)</top>", re.DOTALL | re.IGNORECASE)
 _NUMBER = re.compile(r"<num>\s*(?:Number:)?\s*([^\s<]+)", re.IGNORECASE)
-_TITLE = re.compile(r"<title>\s*(?:Topic:)?\s*([^<]+)", re.IGNORECASE)
+_TITLE = re.compile(
+    r"<title>\s*(?:Topic:)?\s*(.*?)\s*(?=</?(?:num|title|desc|narr)\b|$)", re.DOTALL | re.IGNORECASE
+)
 
 
 def load_trec(
@@ -39,12 +41,14 @@ def load_trec(
 
     Args:
         documents, topics, qrels: the files.
-        run: if given, only documents that the run or the qrels name are kept: enough to rerank
-            the run, and little memory with a large corpus.
+        run: if given, only documents are kept that the qrels name or that the run has for a
+            judged topic: enough to rerank `run.select(collection.queries)`, and little memory with
+            a large corpus.
         split: the name of the one split.
 
     Warns:
-        UserWarning: topics without a relevant document were left out.
+        UserWarning: topics without a relevant document were left out, or judged topics that are
+            not in the file of topics.
 
     Raises:
         FileNotFoundError: a file is missing.
@@ -68,10 +72,16 @@ def load_trec(
     if lost := sum(query in queries for query in judged) - len(found):
         warnings.warn(f"{lost} topics without a relevant document were left out.", stacklevel=2)
 
+    if absent := [query for query in judged if query not in queries]:
+        warnings.warn(
+            f"{len(absent)} judged topics, such as {absent[0]!r}, are not in {topics} and were "
+            "left out: compare how both write the numbers.",
+            stacklevel=2,
+        )
     wanted = None
     if run is not None:
         run = run if isinstance(run, Run) else Run.from_trec(run)
-        retrieved = {key for _, ids, _ in run for key in ids}
+        retrieved = {key for query, ids, _ in run if query in found for key in ids}
         wanted = retrieved | {key for grades in found.values() for key in grades}
     texts, titles = _read_documents(Path(documents), wanted)
     if wanted is not None and (lacking := wanted - texts.keys()):
@@ -130,13 +140,15 @@ def _documents(path: Path, ending: str) -> Iterator[tuple[str, str, str, str]]:
         where = f"{path}, line {number}"
         try:
             row = json.loads(line)
-            key = next(str(row[name]) for name in _ID_NAMES if name in row)
+            key = next(row[name] for name in _ID_NAMES if name in row)
             text, title = row["text"], str(row.get("title") or "").strip()
+            if not isinstance(key, str | int) or not isinstance(text, str):
+                raise TypeError
         except (ValueError, KeyError, TypeError, StopIteration):
             raise ValueError(
                 f'{where}: expected {{"id": "...", "text": "..."}}, found {line[:60]!r}.'
             ) from None
-        yield where, key, text, title
+        yield where, str(key), text, title
 
 
 def _tsv(path: Path) -> Iterator[tuple[str, str, str]]:

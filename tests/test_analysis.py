@@ -158,14 +158,15 @@ def test_movements_of_relevant_documents():
 
 def test_the_figure_draws_a_line_from_rank_to_rank():
     moves = [*movements(BEFORE, AFTER, QRELS)[:4], Movement("gone", "y", 2, None)]
+    moves.append(Movement("never", "z", None, None))
     figure = plot_rank_movement(moves, title="five documents")
     (axes,) = figure.axes
     lines = [line for line in axes.lines if len(line.get_ydata()) == 2 and line.get_marker() == "o"]
     drawn = {(line.get_color(), *map(float, line.get_ydata())) for line in lines}
-    assert {(UP, 3, 1), (SAME, 2, 2), (SAME, 4, 4), (DOWN, 1, 3)} < drawn and len(drawn) == 5
+    assert {(UP, 3, 1), (SAME, 2, 2), (SAME, 4, 4), (DOWN, 1, 3)} < drawn and len(drawn) == 6
     bottom, top = axes.get_ylim()
     assert bottom > top  # rank 1 on top
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1", "2", "not found"]
     assert np.isclose(max(y for _, _, y in drawn), axes.get_yticks()[-1])
     texts = {text.get_text() for text in figure.legends[0].get_texts()}
-    assert texts == {"up: 1", "same place: 2", "down: 2"}
+    assert texts == {"up: 1", "same place: 2", "down: 2", "in neither run: 1"}

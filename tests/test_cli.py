@@ -189,6 +189,8 @@ def test_named_models_cut_at_max_length_and_packaged_ones_where_they_were_made_t
     assert lengths() == (256, 128)
     assert lengths("--reranker", "x") == (256, 512)
     assert lengths("--reranker", "x", "--max-length", "64") == (256, 64)
+    with pytest.raises(ValueError, match="--max-length is for models"):
+        lengths("--max-length", "64")
     assert lengths("--embedder", "x", "--pooling", "cls") == (512, 128)
 
 

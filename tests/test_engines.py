@@ -1,6 +1,7 @@
 """Backends and precisions give the scores of the plain model."""
 
 import importlib
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -34,7 +35,9 @@ def own_cache(tmp_path, monkeypatch):
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "float16"])
 def test_torch_scores_in_each_precision(reranker, expected, dtype):
     near = 1e-4 if dtype == "float32" else 5e-2
-    np.testing.assert_allclose(score_pairs(reranker, PAIRS, dtype=dtype), expected, atol=near)
+    found = score_pairs(reranker, PAIRS, dtype=dtype)
+    np.testing.assert_allclose(found, expected, atol=near)
+    assert np.allclose(found, expected, atol=1e-6) == (dtype == "float32")
     assert reranker.model.dtype == torch.float32  # the reranker itself is left as it was
 
 
@@ -81,6 +84,30 @@ def test_the_export_is_written_once_and_again_for_other_weights(
     reranker.model.classifier.bias.data += 1
     np.testing.assert_allclose(score_pairs(reranker, PAIRS, backend="onnx"), before + 1, atol=1e-4)
     assert len(exports) == 2
+
+
+def test_two_threads_can_ask_one_engine(reranker):
+    """As a server does that reranks for several users at once."""
+    asked = [[(f"query {i}", f"document {'word ' * (i + j)}") for j in range(9)] for i in range(3)]
+    expected = [score_pairs(reranker, pairs, backend="openvino") for pairs in asked]
+
+    def ask(number):
+        return number % 3, score_pairs(reranker, asked[number % 3], backend="openvino")
+
+    with ThreadPoolExecutor(3) as pool:
+        for number, found in pool.map(ask, range(30)):
+            np.testing.assert_allclose(found, expected[number], atol=1e-5)
+
+
+def test_an_adapter_in_the_last_layer_counts(tiny_reranker_folder):
+    from peft import LoraConfig
+
+    adapted = load_reranker(tiny_reranker_folder, 32, "cpu")
+    adapted.model.add_adapter(
+        LoraConfig(target_modules=["query", "key", "value"], init_lora_weights=False)
+    )
+    pairs = [("what is apple", "some apple"), ("what is apple", "stone river")]
+    np.testing.assert_allclose(score_pairs(adapted, pairs), adapted.compute_score(pairs), atol=1e-5)
 
 
 def test_rerank_passes_the_choice_on(reranker, expected):

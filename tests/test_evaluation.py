@@ -214,3 +214,18 @@ def test_a_test_needs_the_same_queries_and_more_than_one():
         compare(evaluation([0.1]), evaluation([0.2]), "AP")
     with pytest.raises(ValueError, match="different queries"):
         compare(evaluation([0.1, 0.2]), evaluation([0.1]), "AP")
+
+
+@pytest.mark.parametrize("measures", ["RR", [], ["RR", "RR"]])
+def test_measures_are_a_list_of_different_names(measures):
+    run = Run.from_lists(["q"], [["d"]], [[1.0]])
+    with pytest.raises(ValueError, match=r"measures is .*: give a list of different names"):
+        evaluate(run, {"q": {"d": 1}}, measures)
+
+
+@pytest.mark.parametrize("grade", [0.5, "1", float("nan"), None])
+def test_a_grade_that_is_no_whole_number_is_refused(grade):
+    run = Run.from_lists(["q"], [["d"]], [[1.0]])
+    with pytest.raises(ValueError, match=r"query 'q' and document 'd' is .*whole numbers"):
+        evaluate(run, {"q": {"d": grade}})
+    assert evaluate(run, {"q": {"d": np.int64(1)}}, ["RR"]).mean("RR") == 1

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from rerank_utils.fusion import convex_combination, reciprocal_rank_fusion
-from rerank_utils.run import Run
+from rerank_utils.fusion import convex_combination, interpolate, reciprocal_rank_fusion
+from rerank_utils.run import Run, rescore
 
 DENSE = Run.from_lists(["q1", "q2"], [["a", "b", "c"], ["a"]], [[0.9, 0.7, 0.5], [0.4]], "dense")
 BM25 = Run.from_lists(["q1", "q2"], [["c", "d"], []], [[8.0, 3.0], []], "bm25")
@@ -80,3 +80,14 @@ def test_three_runs_and_any_order_of_queries():
 def test_what_cannot_be_fused_is_refused(call, sentence):
     with pytest.raises(ValueError, match=sentence):
         call()
+
+
+def test_scores_below_the_depth_of_a_reranking_are_not_mixed():
+    first = Run.from_lists(["q"], [["a", "b", "c"]], [[3.0, 2.0, 1.0]])
+    second = rescore(first, {"q": {"a": 0.0, "b": 5.0}}, "reranked")
+    assert interpolate(first, second, 1.0, 2).doc_ids[0].tolist() == ["b", "a", "c"]
+    with pytest.raises(ValueError, match="depth is 3, but 'reranked' was reranked to a depth of 2"):
+        interpolate(first, second, 0.5, 3)
+    for depth in (0, -1):
+        with pytest.raises(ValueError, match=f"depth is {depth}: choose 1 or more"):
+            interpolate(first, second, 0.5, depth)

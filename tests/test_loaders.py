@@ -4,6 +4,7 @@ import pytest
 
 from rerank_utils import beir, hub
 from rerank_utils.loaders import load_beir, load_msmarco, load_trec
+from rerank_utils.reranking import rerank
 from rerank_utils.run import Run
 
 
@@ -210,8 +211,8 @@ def trec_files(tmp_path):
         "topics.trec": "<top>\n<num> Number: 301\n<title> what grows\non trees\n\n<desc> "
         "Description:\nFruit.\n</top>\n<top>\n<num> Number: 302\n<title> Topic: orange root\n"
         "</top>\n<top><num>303</num><title>nothing here</title></top>\n",
-        "fruit.qrels": "301 0 d1 2\n302 0 d2 1\n302 0 d1 0\n303 0 d1 0\n399 0 d1 1\n",
-        "some.run": "301 Q0 d1 1 3.0 x\n302 Q0 d2 1 2.0 x\n",
+        "fruit.qrels": "301 0 d1 2\n302 0 d2 1\n302 0 d1 0\n303 0 d1 0\n",
+        "some.run": "301 Q0 d1 1 3.0 x\n302 Q0 d2 1 2.0 x\n307 Q0 d3 1 2.0 x\n",
     }
     for name, text in files.items():
         (tmp_path / name).write_text(text)
@@ -256,6 +257,40 @@ def test_a_bad_trec_file_is_named(trec_files, file, text, sentence):
     (trec_files / file).write_text(text)
     with pytest.raises(ValueError, match=sentence):
         load_trec(*[trec_files / name for name in ("docs.tsv", "topics.tsv", "fruit.qrels")])
+
+
+@pytest.mark.filterwarnings("ignore:1 topics without")
+def test_a_run_with_topics_that_nobody_judged_can_be_reranked(trec_files):
+    paths = [trec_files / name for name in ("docs.tsv", "topics.tsv", "fruit.qrels")]
+    run = Run.from_trec(trec_files / "some.run")
+    found = load_trec(*paths, run=run)
+    with pytest.raises(KeyError, match=r"names query '307'.*Run\.select"):
+        rerank(run, found.queries, found.documents, None, 1)
+    assert run.select(found.queries).query_ids.tolist() == list(found.queries)
+
+
+@pytest.mark.filterwarnings("ignore:1 topics without")
+def test_judged_topics_that_are_not_there_are_told(trec_files):
+    paths = [trec_files / name for name in ("docs.tsv", "topics.tsv", "fruit.qrels")]
+    paths[1].write_text("0301\twhat grows on trees\n302\torange root\n303\tnothing here\n")
+    with pytest.warns(UserWarning, match=r"1 judged topics, such as '301', are not in .*topics"):
+        assert list(load_trec(*paths).queries) == ["302"]
+
+
+def test_a_title_may_hold_a_sign_of_less(trec_files):
+    topics = trec_files / "topics.trec"
+    topics.write_text(topics.read_text().replace("orange root", "is 3 < 4 or <b>not</b>"))
+    with pytest.warns(UserWarning, match="1 topics without"):
+        found = load_trec(trec_files / "docs.tsv", topics, trec_files / "fruit.qrels")
+    assert found.queries["302"] == "is 3 < 4 or <b>not</b>"
+
+
+@pytest.mark.filterwarnings("ignore:1 topics without")
+@pytest.mark.parametrize("line", ['{"id": "d1", "text": null}', '{"id": null, "text": "a"}'])
+def test_nothing_is_not_the_word_none(trec_files, line):
+    (trec_files / "docs.jsonl").write_text(line)
+    with pytest.raises(ValueError, match=r"docs.jsonl, line 1: expected"):
+        load_trec(*[trec_files / name for name in ("docs.jsonl", "topics.tsv", "fruit.qrels")])
 
 
 def test_trec_formats_that_are_not_read_are_named(trec_files):

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from rerank_utils import cwe
 from rerank_utils.cwe import collect_reports, read_catalogue
 from rerank_utils.mining import Group, mine_negatives, read_jsonl, write_jsonl
-from rerank_utils.run import Run
+from rerank_utils.run import Run, rescore
 
 DOCUMENTS = {f"d{i}": f"text {i}" for i in range(12)} | {"twin": "text 0"}
 
@@ -138,6 +138,9 @@ def test_a_second_run_judges_better_than_the_first():
     assert [(n.document, n.score) for n in mined.negatives["q"]] == [("d1", pytest.approx(0.9))]
     with pytest.raises(ValueError, match=r"none for query 'q' and document 'd2'"):
         mine_negatives(run, **ASKED, absolute_margin=0.0, scores=run_of(["d0", "d1"], [1.0, 0.5]))
+    deeper = rescore(run, {"q": {"d1": 5.0, "d0": 6.0}}, "reranked")  # d2 was not scored
+    with pytest.raises(ValueError, match=r"none for query 'q' and document 'd2'"):
+        mine_negatives(run, **ASKED, absolute_margin=0.0, scores=deeper)
     nothing = run_of([], [])
     with pytest.raises(ValueError, match="1 queries without a positive"):
         mine_negatives(run, **ASKED, absolute_margin=0.0, scores=nothing)

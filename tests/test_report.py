@@ -129,6 +129,9 @@ def test_the_table_goes_between_its_markers(tmp_path):
     with pytest.raises(ValueError, match="must hold the lines"):
         write_between_markers(page, "new")
     assert page.read_text() == "no markers"
+    page.write_text(f"{MARKERS[1]} {MARKERS[0]}")
+    with pytest.raises(ValueError, match="in this order"):
+        write_between_markers(page, "new")
 
 
 def test_help_says_what_is_written_and_a_wrong_number_is_refused(capsys):

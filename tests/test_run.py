@@ -89,3 +89,29 @@ def test_top_names_an_unknown_query():
     assert run.top("q", 1) == [("b", 2.0)]
     with pytest.raises(KeyError, match="no query 'x'"):
         run.top("x")
+
+
+def test_ids_that_are_no_strings_are_refused(tmp_path):
+    """Rows of an index in place of ids would match no judgment, and row 0 count as nothing."""
+    with pytest.raises(ValueError, match=r"'q' holds the id 0, a int: ids are strings"):
+        Run.from_lists(["q"], [[0, 1]], [[2.0, 1.0]])
+    with pytest.raises(ValueError, match=r"the id 7, a int"):
+        Run.from_lists([7], [["d"]], [[2.0]])
+    spaced = Run.from_lists(["q"], [["my document.txt"]], [[1.0]])
+    with pytest.raises(ValueError, match="holds white space"):
+        spaced.to_trec(tmp_path / "run")
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_selection_has_the_queries_that_are_asked_for():
+    run = Run.from_lists(["q1", "q2"], [["a", "b"], ["a"]], [[1, 2], [3]], "mine")
+    chosen = run.select(["q3", "q1"])
+    assert chosen.query_ids.tolist() == ["q3", "q1"] and chosen.name == "mine"
+    assert chosen.top("q1") == run.top("q1") and chosen.top("q3") == []
+
+
+def test_a_rescored_run_knows_how_deep_it_was_rescored():
+    run = Run.from_lists(["q1", "q2"], [["a", "b", "c"], ["a"]], [[3, 2, 1], [3]])
+    new = {"q1": {"a": 5.0, "b": 6.0}, "q2": {"a": 1.0}}
+    assert rescore(run, new, "new").depth == 2 == rescore(run, new, "new").select(["q1"]).depth
+    assert rescore(run, new | {"q1": {"a": 5, "b": 6, "c": 7}}, "new").depth is None

@@ -1,6 +1,8 @@
 """score_pairs against FlagReranker's own compute_score, and what it does when things go wrong."""
 
+import gc
 import warnings
+import weakref
 from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
@@ -189,6 +191,31 @@ def test_any_number_of_threads_gives_the_same_scores(reranker, monkeypatch, thre
             }
     finally:
         torch.set_num_threads(before)
+
+
+def test_what_did_not_fit_on_a_gpu_is_freed_before_the_next_try(monkeypatch):
+    """An exception holds the frames it went through, and they what was computed in them."""
+    held = []
+
+    def forward(batch):
+        made = np.zeros(batch["input_ids"].shape)
+        held.append(weakref.ref(made))
+        if made.size > 30:
+            assert all(old() is None for old in held[:-1])
+            raise torch.OutOfMemoryError("CUDA out of memory.")
+        return torch.zeros(len(made))
+
+    monkeypatch.setattr(batching, "GPU_TOKENS", 160)
+    part = batching.Encoded(
+        np.arange(16), np.full(16, 10), lambda rows: {"input_ids": np.zeros((len(rows), 10))}
+    )
+    gc.disable()
+    try:
+        with pytest.warns(UserWarning, match="Out of memory"):
+            found = batching.run_batches([part], 16, forward, "cuda:0", None)
+    finally:
+        gc.enable()
+    assert found.shape == (16,) and len(held) > 7
 
 
 def test_one_pair_that_does_not_fit_says_what_to_do(reranker, monkeypatch):

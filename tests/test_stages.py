@@ -1,10 +1,21 @@
 """Embedding, indexing, reranking and fusion against what they stand for."""
 
+import json
+import os
+import shutil
+import warnings
+from pathlib import Path
+
+import faiss
 import numpy as np
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import load_file, save_file
+from transformers import AutoModel, AutoTokenizer
 
+from rerank_utils import embedding
 from rerank_utils.batching import token_batches
 from rerank_utils.bundled import minilm_path
 from rerank_utils.cwe import load_cwe
@@ -12,6 +23,7 @@ from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
 from rerank_utils.encoder import FirstTokenScorer
 from rerank_utils.engines import DTYPES
 from rerank_utils.fusion import interpolate
+from rerank_utils.hub import fingerprint
 from rerank_utils.indexing import DenseIndex, build_index
 from rerank_utils.pipeline import score_cache
 from rerank_utils.profiles import Profile
@@ -63,6 +75,85 @@ def test_a_pooling_the_model_was_not_made_for_is_said():
         load_embedder(minilm_path(), "cls", device="cpu")
 
 
+def test_the_pooling_that_sentence_transformers_writes_today_is_read(tiny, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny("bert-embedder"), folder)
+    (folder / "1_Pooling").mkdir()
+    (folder / "1_Pooling" / "config.json").write_text('{"pooling_mode": "mean"}')
+    with pytest.warns(UserWarning, match="not made for 'cls' pooling"):
+        load_embedder(folder, "cls", device="cpu", max_length=32)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        load_embedder(folder, "mean", device="cpu", max_length=32)
+
+
+def test_a_decoder_is_no_embedder_here(tiny, tmp_path):
+    """It would be pooled at a padding token, and which one depends on the batch."""
+    folder = tmp_path / "decoder"
+    gemma = AutoModel.from_pretrained(tiny("gemma-reranker"))
+    gemma.save_pretrained(folder)
+    AutoTokenizer.from_pretrained(tiny("gemma-reranker"), padding_side="left").save_pretrained(
+        folder
+    )
+    with pytest.raises(ValueError, match=r"\(GemmaModel\) is a decoder"):
+        load_embedder(folder, "cls", device="cpu", max_length=32)
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "float16"])
+def test_a_checkpoint_in_half_precision_computes_in_single_on_a_cpu(tiny, tmp_path, dtype):
+    for kind, load in (("bert-reranker", load_reranker), ("bert-embedder", load_embedder)):
+        folder = tmp_path / kind
+        shutil.copytree(tiny(kind), folder)
+        weights = load_file(folder / "model.safetensors")
+        halves = {name: value.to(getattr(torch, dtype)) for name, value in weights.items()}
+        save_file(halves, folder / "model.safetensors", {"format": "pt"})
+        config = json.loads((folder / "config.json").read_text())
+        (folder / "config.json").write_text(json.dumps(config | {"dtype": dtype}))
+        assert load(folder, max_length=32, device="cpu").model.dtype == torch.float32
+
+
+def test_texts_of_any_kind_of_list_keep_their_order(embedder, texts, tmp_path):
+    class Labelled(list):
+        """As a pandas Series: read by position, but taken by label."""
+
+        def __getitem__(self, label):
+            return list(self)[-1 - label]
+
+    whole = embed_documents(embedder, texts[:4])
+    kept = embed_documents(embedder, Labelled(texts[:4]), tmp_path / "v.npy")
+    np.testing.assert_allclose(kept, whole, atol=1e-5)
+    np.testing.assert_allclose(embed_documents(embedder, iter(texts[:4])), whole, atol=1e-5)
+
+
+def test_a_corpus_is_tokenized_part_by_part(embedder, texts, monkeypatch):
+    whole = embed_documents(embedder, texts)
+    monkeypatch.setattr(embedding, "_PART", 7)
+    np.testing.assert_allclose(embed_documents(embedder, texts), whole, atol=1e-5)
+
+
+def test_a_vector_that_is_no_number_names_its_text_and_the_rest_is_kept(
+    embedder, texts, tmp_path, monkeypatch
+):
+    store, pool = tmp_path / "v.npy", embedder.pooling
+    embed_documents(embedder, texts[:5], store)
+    table = np.lib.format.open_memmap(store, mode="r+")
+    table[[1, 4]] = [[np.nan], [np.inf]]  # as if these two were not computed yet
+    table.flush()
+    bad = embed_documents(embedder, texts[4:5])[0]
+
+    def broken(*arguments):
+        found = pool(*arguments)
+        close = torch.nn.functional.normalize(found, dim=-1) @ torch.tensor(bad) > 0.999
+        return torch.where(close[:, None], torch.nan, found)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(embedder, "pooling", broken)
+        with pytest.raises(ValueError, match=r"texts\[4\] holds NaN or infinity"):
+            embed_documents(embedder, texts[:5], store)
+    whole = embed_documents(embedder, texts[:5])
+    np.testing.assert_allclose(embed_documents(embedder, texts[:5], store), whole, atol=1e-5)
+
+
 def test_the_instruction_goes_before_queries_only(texts):
     embedder = load_embedder(minilm_path(), "mean", "Find this: ", 256, "cpu")
     asked = embed_queries(embedder, texts[:5])
@@ -105,6 +196,11 @@ def test_bad_input_to_the_embedder_is_named(embedder):
     assert embed_documents(embedder, []).shape == (0, 384)
     with pytest.raises(TypeError, match=r"texts\[1\] is NoneType"):
         embed_documents(embedder, ["a", None])
+    for embed in (embed_documents, embed_queries):
+        with pytest.raises(TypeError, match=r"texts is one string, .* give \[texts\]"):
+            embed(embedder, "buffer overflow")
+        with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):
+            embed(embedder, ["a", "\ud83d"])
     with pytest.raises(ValueError, match="Unknown pooling 'max'"):
         load_embedder(minilm_path(), pooling="max")
 
@@ -145,6 +241,41 @@ def test_an_index_survives_the_disk(tmp_path):
         DenseIndex.load(tmp_path / "index")
     with pytest.raises(FileNotFoundError, match=r"holds no index.faiss"):
         DenseIndex.load(tmp_path)
+
+
+def test_an_index_that_is_saved_halfway_leaves_the_one_before(tmp_path, monkeypatch):
+    vectors = np.eye(3, dtype=np.float32)
+    build_index(vectors, ["a", "b", "c"]).save(tmp_path)
+
+    def full(self, content):
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(OSError, match="could not be written"):
+            build_index(vectors, ["c", "b", "a"]).save(tmp_path)
+    found = DenseIndex.load(tmp_path).search(["q"], vectors[:1], 1)
+    assert found.top("q", 1) == [("a", 1.0)]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["doc_ids.json", "index.faiss"]
+    index = tmp_path / "index.faiss"
+    index.write_bytes(index.read_bytes()[:-5])
+    with pytest.raises(ValueError, match=r"index.faiss is damaged"):
+        DenseIndex.load(tmp_path)
+
+
+def test_an_index_that_cannot_be_searched_is_refused():
+    vectors = np.eye(8, dtype=np.float32)
+    with pytest.raises(TypeError, match=r"doc_ids\[0\] is int"):
+        build_index(vectors, range(8))
+    distances = faiss.IndexFlatL2(8)
+    distances.add(vectors)
+    with pytest.raises(ValueError, match="measures a distance"):
+        DenseIndex(distances, list("abcdefgh"))
+    with pytest.raises(ValueError, match="holds 0 vectors, but there are 1 document ids"):
+        DenseIndex(faiss.IndexFlatIP(8), ["a"])
+    for factory in ("flat", "IVF64,Flat", "LSH,"):
+        with pytest.raises(ValueError, match=rf"factory '{factory}' does not work for"):
+            build_index(vectors, list("abcdefgh"), factory)
 
 
 def test_faiss_minus_one_never_becomes_a_document():
@@ -222,6 +353,43 @@ def test_a_score_that_is_no_number_names_its_pair(tiny_reranker_folder, tmp_path
         with pytest.raises(ValueError, match="'what' and document 'this' is not a finite"):
             score_pairs(broken, [("what", "this")], cache)
     assert not (tmp_path / "scores.txt").exists()
+
+
+def test_pairs_are_pairs(reranker, tmp_path):
+    """FlagReranker's own form, lists, will do, with a cache too."""
+    expected = score_pairs(reranker, [("a b", "c d")])
+    cache = ScoreCache(tmp_path / "scores.txt")
+    np.testing.assert_array_equal(score_pairs(reranker, [["a b", "c d"]], cache), expected)
+    for wrong in (("ab", "cd"), ["query", "document"], [("a", "b", "c")]):
+        with pytest.raises(TypeError, match=r"pairs\[0\] is .*, expected a query and a document"):
+            score_pairs(reranker, wrong)
+
+
+def test_kept_scores_survive_other_processes_and_half_a_line(tmp_path):
+    path = tmp_path / "scores.txt"
+    pairs = [("a", "b"), ("c", "d"), ("a\0b", "c"), ("a", "b\0c")]
+    ScoreCache(path).add(pairs[:1], np.array([0.25]))
+    with path.open("ab") as stream:
+        stream.write(b"0123456789abcdef0123456789abcdef 1.2")  # killed here
+    second, third = ScoreCache(path), ScoreCache(path)
+    second.add(pairs[1:2], np.array([-1e-7]))
+    third.add(pairs[2:], np.array([3.0, 4.0]))
+    found = ScoreCache(path)
+    assert [found[pair] for pair in pairs] == [0.25, -1e-7, 3.0, 4.0]
+    assert len(found) == 4
+    path.write_text("Dear all,\n")
+    with pytest.raises(ValueError, match=r"scores.txt holds no scores"):
+        ScoreCache(path)
+
+
+def test_a_model_is_known_by_its_configuration_and_tokenizer_too(tiny_reranker_folder, tmp_path):
+    folder = tmp_path / "model"
+    shutil.copytree(tiny_reranker_folder, folder)
+    seen = {fingerprint(folder)}
+    for name in ("config.json", "tokenizer_config.json", "model.safetensors"):
+        os.utime(folder / name, (1, 1))
+        seen.add(fingerprint(folder))
+    assert len(seen) == 4
 
 
 def test_only_the_first_candidates_move(collection, reranker):

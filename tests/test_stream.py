@@ -36,7 +36,7 @@ def test_the_stream_gives_what_the_loader_holds(beir_folder, tmp_path):
 
 def test_the_stream_names_what_is_wrong(beir_folder, tmp_path):
     with pytest.raises(ValueError, match="batch_size is 0"):
-        next(stream_corpus(beir_folder, batch_size=0))
+        stream_corpus(beir_folder, batch_size=0)
     with pytest.raises(FileNotFoundError, match=r"none.jsonl is missing"):
         next(stream_corpus(tmp_path / "none.jsonl"))
     with pytest.raises(ValueError, match=r'record 2: expected {"_id"'):
@@ -44,6 +44,14 @@ def test_the_stream_names_what_is_wrong(beir_folder, tmp_path):
     write_lines(tmp_path / "c.jsonl", [{"_id": "d1", "text": "x"}, {"_id": "", "text": "x"}])
     with pytest.raises(ValueError, match=r"c.jsonl, line 2: the id is empty"):
         list(stream_corpus(tmp_path / "c.jsonl"))
+    with pytest.raises(ValueError, match=r"record 1: the id 'd 1' holds white space"):
+        list(stream_corpus([{"_id": "d 1", "text": "x"}]))
+
+
+def test_documents_without_text_get_no_vector():
+    records = [{"_id": f"d{i}", "text": "x" * (i % 2)} for i in range(4)]
+    with pytest.warns(UserWarning, match="2 documents without text were left out"):
+        assert list(stream_corpus(records, batch_size=1)) == [(["d1"], ["x"]), (["d3"], ["x"])]
 
 
 @pytest.mark.parametrize("factory", ["Flat", "IVF4,Flat"])

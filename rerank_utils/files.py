@@ -1,0 +1,64 @@
+"""Files: read line by line, written whole."""
+
+from __future__ import annotations
+
+import gzip
+from collections.abc import Iterator
+from pathlib import Path
+
+
+def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
+    """(number, text) of the lines of a UTF-8 file that are not blank.
+
+    A file whose name ends in `.gz` is unpacked. A byte order mark, with which some editors begin
+    a file, is no part of the text.
+
+    Raises:
+        ValueError: a line that is not UTF-8, or a packed file that is damaged.
+    """
+    path = Path(path)
+    try:
+        with (gzip.open if path.suffix == ".gz" else open)(path, "rb") as stream:
+            for number, line in enumerate(stream, 1):
+                text = _decoded(line, f"{path}, line {number}").rstrip("\r\n")
+                if number == 1:
+                    text = text.removeprefix("\ufeff")
+                if text.strip():
+                    yield number, text
+    except (EOFError, gzip.BadGzipFile) as error:
+        raise ValueError(f"{path} is damaged ({error}): fetch or pack it anew.") from None
+
+
+def _decoded(line: bytes, where: str) -> str:
+    try:
+        return line.decode("utf-8")
+    except UnicodeDecodeError:
+        raise ValueError(f"{where}: not UTF-8 text; save the file as UTF-8.") from None
+
+
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written; half of a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def write_whole(text: str, path: str | Path) -> None:
+    """Write a file in UTF-8 beside its place, then move it there: it is whole, or as it was.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    path = Path(path)
+    fresh, content = path.with_name(f"{path.name}.tmp"), text.encode()
+    try:
+        fresh.write_bytes(content)
+        fresh.replace(path)
+    except OSError as error:
+        fresh.unlink(missing_ok=True)
+        raise type(error)(
+            f"{path} could not be written ({error}); what stood there before is kept. Make room "
+            "on the disk, or choose another place, and try again."
+        ) from error
