@@ -8,6 +8,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
+import shutil
 import tempfile
 import threading
 import warnings
@@ -37,6 +38,8 @@ GROUP = 128
 """Values of an activation that share one scale in OpenVINO's int8."""
 _EXPORT = 1
 """Counted up when the exported graph changes."""
+_names: WeakKeyDictionary[Any, tuple[tuple, str]] = WeakKeyDictionary()
+"""Model -> a look at its weights, and the name that they got then."""
 _ready: WeakKeyDictionary[Any, dict[tuple[str, str, str], Forward]] = WeakKeyDictionary()
 
 
@@ -200,11 +203,31 @@ def _import(name: str) -> Any:
 
 
 def _fingerprint(model: PreTrainedModel) -> str:
-    """A name for these weights in this architecture: a sha256, shortened."""
+    """A name for these weights in this architecture; worked out anew when a look finds a change."""
+    stamp, (before, name) = _stamp(model), _names.get(model, (None, ""))
+    if stamp != before:
+        name = _digest(model)
+        _names[model] = stamp, name
+    return name
+
+
+def _stamp(model: PreTrainedModel) -> tuple:
+    """What any training changes, and is read in no time: a few numbers of each tensor."""
+    looks = [
+        (name, tensor.dtype, tensor.flatten()[:: max(1, tensor.numel() // 8)].sum().item())
+        for name, tensor in model.state_dict().items()
+    ]
+    return (model.config.to_json_string(), *looks)
+
+
+def _digest(model: PreTrainedModel) -> str:
+    """A sha256 of all weights, shortened; seconds for a large model."""
+    import torch
+
     digest = hashlib.sha256(f"{_EXPORT} {model.config.to_json_string()}".encode())
     for name, tensor in sorted(model.state_dict().items()):
         digest.update(name.encode())
-        digest.update(tensor.detach().cpu().contiguous().view(-1).numpy(force=True).tobytes())
+        digest.update(tensor.detach().cpu().contiguous().view(-1).view(torch.uint8).numpy().data)
     return digest.hexdigest()[:16]
 
 
@@ -273,9 +296,11 @@ def _quantize(path: Path, target: Path, bits: int) -> None:
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().addFilter(quiet := lambda record: "pre-processing" not in record.msg)
+    # it writes beside its input, where another process may do the same
+    source = shutil.copy(path, target.with_name("source.onnx"))
     try:
         quantize_dynamic(
-            path,
+            source,
             target,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -283,6 +308,7 @@ def _quantize(path: Path, target: Path, bits: int) -> None:
         )
     finally:
         logging.getLogger().removeFilter(quiet)
+        Path(source).unlink()
 
 
 def _compress(path: Path, target: Path) -> None:

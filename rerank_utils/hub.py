@@ -20,6 +20,7 @@ PICKLE_VARIABLE = "RERANK_ALLOW_PICKLE"
 _MODEL_FILES = (".json", ".txt", ".model", ".jinja")
 _THAT_DECIDE = (".safetensors", ".bin", ".pt", ".json", ".txt", ".model")
 """Files of a model's folder on which its numbers depend."""
+_POINTER = b"version https://git-lfs"
 _M3_HEADS = ("colbert_linear.pt", "sparse_linear.pt")
 _POOLING_FILE = "1_Pooling/config.json"
 _TOKENIZER_FILES = (
@@ -114,12 +115,16 @@ def fingerprint(name_or_path: str | Path) -> str:
 def _cached(name: str, kind: str, patterns: list[str] | None = None) -> Path | None:
     """The hub's cache of a repository, if there is one; it may lack files."""
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import LocalEntryNotFoundError
+    from huggingface_hub.errors import HFValidationError, LocalEntryNotFoundError
 
     try:
         return Path(
             snapshot_download(name, repo_type=kind, allow_patterns=patterns, local_files_only=True)
         )
+    except HFValidationError:
+        raise FileNotFoundError(
+            f"There is no folder {name!r}, and no name that the hub could know: check the path."
+        ) from None
     except LocalEntryNotFoundError as error:
         # It also says so where files are missing that nobody wants here, such as other formats.
         incomplete = getattr(error, "snapshot_path", None)
@@ -194,6 +199,13 @@ def _checked(folder: Path, allow_pickle: bool) -> str:
             f"The model folder {folder} has no tokenizer: save it there with "
             "tokenizer.save_pretrained(folder)."
         )
+    for path in folder.glob("*.safetensors"):
+        with path.open("rb") as stream:
+            if stream.read(len(_POINTER)) == _POINTER:
+                raise FileNotFoundError(
+                    f"{path} holds no weights, only where git-lfs has them: run `git lfs pull` in "
+                    "that folder."
+                )
     if _is_complete(folder, allow_pickle):
         return str(folder)
     if _is_complete(folder, allow_pickle=True):

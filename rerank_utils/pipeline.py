@@ -318,16 +318,19 @@ def _key(parts: Iterable[str]) -> str:
 @contextmanager
 def noted(notes: list[str]) -> Iterator[None]:
     """Add warnings about cut texts to a list, for the place where results are read."""
-    with warnings.catch_warnings(record=True) as caught:
-        warnings.simplefilter("always", TruncationWarning)
-        yield
-    for warning in caught:
-        if issubclass(warning.category, TruncationWarning):
-            notes.append(str(warning.message))
-        else:
-            warnings.warn_explicit(
-                warning.message, warning.category, warning.filename, warning.lineno
-            )
+    caught: list[warnings.WarningMessage] = []
+    try:
+        with warnings.catch_warnings(record=True) as caught:
+            warnings.simplefilter("always", TruncationWarning)
+            yield
+    finally:  # an error must not swallow what was warned of before it
+        for warning in caught:
+            if issubclass(warning.category, TruncationWarning):
+                notes.append(str(warning.message))
+            else:
+                warnings.warn_explicit(
+                    warning.message, warning.category, warning.filename, warning.lineno
+                )
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -12,6 +13,7 @@ import pytest
 from hub_server import Hub, HubServer, SilentServer
 
 from rerank_utils import download
+from rerank_utils.hub import find_model
 from rerank_utils.tiny import build_tiny
 
 ROOT = Path(__file__).parent.parent
@@ -319,3 +321,13 @@ def test_the_server_answers_as_the_hub_does(hub, served):
     weights = hub.repositories["models", EMBEDDER]["model.safetensors"]
     part = get(f"/{EMBEDDER}/resolve/main/model.safetensors", Range="bytes=10-19")
     assert part == weights[10:20]
+
+
+def test_a_name_that_is_none_and_a_clone_without_weights_are_told(tiny_reranker_folder, tmp_path):
+    with pytest.raises(FileNotFoundError, match="no name that the hub could know"):
+        find_model("models/reranker (v2)")
+    folder = tmp_path / "clone"
+    shutil.copytree(tiny_reranker_folder, folder)
+    (folder / "model.safetensors").write_text("version https://git-lfs.github.com/spec/v1\noid")
+    with pytest.raises(FileNotFoundError, match="git lfs pull"):
+        find_model(folder)
