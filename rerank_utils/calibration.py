@@ -161,8 +161,13 @@ def calibration_error(table: Sequence[Bin]) -> float:
 
     Args:
         table: from `reliability`.
+
+    Raises:
+        ValueError: the table holds no pair.
     """
     pairs = sum(row.pairs for row in table)
+    if not pairs:
+        raise ValueError("table holds no pair: make it with reliability.")
     return sum(row.pairs * abs(row.predicted - row.observed) for row in table) / pairs
 
 
@@ -194,10 +199,12 @@ def judge_refusal(best: ArrayLike, answerable: ArrayLike, threshold: float) -> R
         threshold: queries whose best score is this or lower are refused.
 
     Raises:
-        ValueError: the shapes differ, a score is not a finite number, or all queries are of one
-            kind.
+        ValueError: the shapes differ, a score is not a finite number, the threshold is NaN, or
+            all queries are of one kind.
     """
     best, answerable = _checked(best, answerable, "best", "answerable")
+    if np.isnan(threshold):
+        raise ValueError("threshold is NaN, below which nothing is: give a number.")
     refused = best <= threshold
     right = refused & ~answerable
     return Refusal(

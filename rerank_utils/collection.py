@@ -134,8 +134,7 @@ def _check_texts(texts: Mapping[str, str], kind: str) -> None:
     for key, text in texts.items():
         if not isinstance(key, str):
             raise ValueError(
-                f"A {kind} has the id {key!r}, a {type(key).__name__}: ids are strings; use "
-                "str(id)."
+                f"A {kind} has the id {key!r} ({type(key).__name__}): ids are strings; use str(id)."
             )
         if not key or key != "".join(key.split()):
             raise ValueError(

@@ -91,8 +91,8 @@ class Run:
             for key in (query, *ids):
                 if not isinstance(key, str):
                     raise ValueError(
-                        f"The ranking of query {query!r} holds the id {key!r}, a "
-                        f"{type(key).__name__}: ids are strings, as in the qrels; use str(id)."
+                        f"The ranking of query {query!r} holds the id {key!r} "
+                        f"({type(key).__name__}): ids are strings, as in the qrels; use str(id)."
                     )
             distinct = set(ids)
             if len(distinct) < len(ids):

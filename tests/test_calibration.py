@@ -165,6 +165,8 @@ def test_the_curve_is_scikit_learns_precision_recall_curve():
         (lambda: judge_refusal([1.0, 2.0], [True, True], 1.5), "answerable is true everywhere"),
         (lambda: choose_threshold([1.0, 2.0], [True, False], 1.0), "lost is 1.0"),
         (lambda: refusal_curve([np.inf, 2.0], [True, False]), "best holds a value"),
+        (lambda: judge_refusal([1.0, 2.0], [True, False], np.nan), "threshold is NaN"),
+        (lambda: calibration_error([]), "table holds no pair"),
     ],
 )
 def test_what_cannot_be_calibrated_is_refused(call, sentence):

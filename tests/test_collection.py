@@ -21,7 +21,7 @@ def make(**changes) -> Collection:
         ({"queries": {}, "qrels": {}, "splits": {}}, "no queries"),
         ({"documents": {"": "one"}}, "has the id ''"),
         ({"documents": {"d 1": "one"}}, "white space"),
-        ({"documents": {0: "one"}}, "has the id 0, a int: ids are strings"),
+        ({"documents": {0: "one"}}, r"has the id 0 \(int\): ids are strings"),
         ({"qrels": {"q1": {"d1": "1"}, "q2": {"d2": 1}}}, "'1': grades are whole numbers"),
         ({"splits": {"dev": ["q1", "q2"], "test": []}}, "Split 'test' of 'toy' holds no queries"),
         ({"documents": {"d1": " ", "d2": "two"}}, "document 'd1' is empty"),
