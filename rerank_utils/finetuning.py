@@ -19,7 +19,7 @@ from .batching import check_max_length
 from .bundled import file_sha256, untrained_reranker
 from .hub import find_model
 from .mining import read_jsonl, write_jsonl
-from .opening import read_architecture
+from .opening import read_architecture, require_one_number
 from .training_folder import (
     can_half,
     check_dropout,
@@ -105,8 +105,9 @@ def finetune(
         UserWarning: lines have too few negatives for a group.
 
     Raises:
-        ValueError: an argument out of its range, a training file that `read_jsonl` refuses,
-            too few lines for a batch, or a folder that holds another training.
+        ValueError: an argument out of its range, a base that is a classifier of several classes,
+            a training file that `read_jsonl` refuses, too few lines for a batch, or a folder that
+            holds another training.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
         FloatingPointError: the loss is not a finite number.
         OSError: a checkpoint cannot be saved; the last one stays.
@@ -120,6 +121,7 @@ def finetune(
     check_pace(rate, warmup, save_every, log_every)
     check_dropout(dropout)
     found = find_model(base)
+    _check_head(found, base)
     window = check_window(found, query_length, passage_length)
     settings = {
         "steps": steps,
@@ -158,6 +160,14 @@ def finetune(
     shutil.rmtree(output / "checkpoints", ignore_errors=True)
     _warn_of_collapse(read_log(output), math.log(group) * (2 if distil else 1))
     return model
+
+
+def _check_head(found: str, base: str | Path) -> None:
+    """Refuse a head of several classes; an encoder without one gets a fresh head."""
+    from transformers import AutoConfig
+
+    if read_architecture(found, base).endswith("ForSequenceClassification"):
+        require_one_number(AutoConfig.from_pretrained(found), base)
 
 
 def read_log(output: str | Path) -> list[dict[str, float]]:

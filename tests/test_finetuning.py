@@ -260,6 +260,19 @@ def test_a_bad_line_and_a_foreign_folder_are_refused(tiny_reranker_folder, group
         finetune(tiny_reranker_folder, good, tmp_path, steps=1, **SMALL)
 
 
+def test_a_classifier_of_several_classes_is_no_base(tiny_reranker_folder, train_file, tmp_path):
+    from transformers import AutoModelForSequenceClassification, AutoTokenizer
+
+    classes = tmp_path / "classes"
+    AutoModelForSequenceClassification.from_pretrained(
+        tiny_reranker_folder, num_labels=3, ignore_mismatched_sizes=True
+    ).save_pretrained(classes)
+    AutoTokenizer.from_pretrained(tiny_reranker_folder).save_pretrained(classes)
+    with pytest.raises(ValueError, match="gives 3 numbers for a pair"):
+        finetune(classes, train_file, tmp_path / "out", steps=1, **SMALL)
+    assert not (tmp_path / "out").exists()
+
+
 def test_too_few_negatives_for_a_group_are_said(tiny_reranker_folder, train_file, tmp_path):
     with pytest.warns(UserWarning, match=r"9 of 9 lines have fewer than 7 negatives"):
         finetune(
