@@ -288,8 +288,8 @@ def check_max_length(max_length: int, config: Any) -> None:
         )
 
 
-def check_texts(texts: Sequence[str], argument: str) -> None:
-    """Refuse what is no list of texts.
+def check_texts(texts: Iterable[str], argument: str) -> list[str]:
+    """The texts as a list, in the order in which they come; what is no list of texts is refused.
 
     Raises:
         TypeError: one string in place of a list, or an entry that is no string, with its position.
@@ -297,6 +297,7 @@ def check_texts(texts: Sequence[str], argument: str) -> None:
     """
     if isinstance(texts, str):
         raise TypeError(f"{argument} is one string, expected a list of strings: give [{argument}].")
+    texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):
             raise TypeError(f"{argument}[{position}] is {type(text).__name__}, expected a string.")
@@ -305,3 +306,4 @@ def check_texts(texts: Sequence[str], argument: str) -> None:
                 f"{argument}[{position}] holds half a character (a lone surrogate): read it anew "
                 "with the right encoding."
             )
+    return texts

@@ -10,7 +10,7 @@ from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
-from .collection import Collection, Qrels
+from .collection import Collection, Qrels, check_id
 from .files import read_lines
 from .hub import find_data
 
@@ -262,13 +262,7 @@ def _checked_records(
             raise ValueError(
                 f'{where}: expected {{"_id": "...", "text": "..."}}, found {str(found)[:60]!r}.'
             ) from None
-        if not str(key).strip():
-            raise ValueError(f"{where}: the id is empty.")
-        if str(key) != "".join(str(key).split()):
-            raise ValueError(
-                f"{where}: the id {key!r} holds white space, by which TREC files are separated: "
-                "choose another."
-            )
+        check_id(str(key), where)
         yield where, str(key), row
 
 

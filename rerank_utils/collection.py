@@ -132,15 +132,7 @@ class Collection:
 
 def _check_texts(texts: Mapping[str, str], kind: str) -> None:
     for key, text in texts.items():
-        if not isinstance(key, str):
-            raise ValueError(
-                f"A {kind} has the id {key!r} ({type(key).__name__}): ids are strings; use str(id)."
-            )
-        if not key or key != "".join(key.split()):
-            raise ValueError(
-                f"A {kind} has the id {key!r}: ids are not empty and hold no white space, "
-                "because TREC files are separated by it."
-            )
+        check_id(key, f"A {kind}")
         if not isinstance(text, str) or not text.strip():
             raise ValueError(f"The text of {kind} {key!r} is empty: give it a text or drop it.")
 
@@ -148,6 +140,19 @@ def _check_texts(texts: Mapping[str, str], kind: str) -> None:
 def _spread(counts: Iterable[int]) -> str:
     low, middle, high = np.percentile(list(counts), [5, 50, 95])
     return f"{low:.0f} / {middle:.0f} / {high:.0f} (5th, 50th, 95th percentile)"
+
+
+def check_id(key: str, who: str) -> None:
+    """ValueError unless this is an id that a TREC file can hold; `who` begins the sentence."""
+    if not isinstance(key, str):
+        raise ValueError(
+            f"{who} has the id {key!r} ({type(key).__name__}): ids are strings; use str(id)."
+        )
+    if not key or key != "".join(key.split()):
+        raise ValueError(
+            f"{who} has the id {key!r}: ids are not empty and hold no white space, because TREC "
+            "files are separated by it."
+        )
 
 
 def check_grades(qrels: Qrels) -> None:

@@ -157,11 +157,10 @@ def embed_documents(
         ValueError: the model returned a number that is not finite (what was made before is
             kept), or `store` holds an array of another shape.
     """
-    texts = list(texts) if not isinstance(texts, str) else texts
+    texts = check_texts(texts, "texts")
     limit, desc = embedder.passage_max_length, "embed documents" if show_progress else None
     if store is None:
         return _embed(embedder, texts, limit, desc)
-    check_texts(texts, "texts")
     table = _open_store(Path(store), len(texts), embedder.model.config.hidden_size)
     todo = np.flatnonzero(~np.isfinite(table).all(axis=1))
 
@@ -197,8 +196,7 @@ def embed_queries(embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str]) ->
     Raises:
         TypeError, ValueError: as `embed_documents`.
     """
-    texts = list(texts) if not isinstance(texts, str) else texts
-    check_texts(texts, "texts")
+    texts = check_texts(texts, "texts")
     instruction = embedder.query_instruction_for_retrieval
     if instruction is not None:
         shape = embedder.query_instruction_format
@@ -215,7 +213,6 @@ def _embed(
     places: np.ndarray | None = None,
 ) -> np.ndarray:
     """Vectors of texts, which stand at these places in what the caller gave."""
-    check_texts(texts, "texts")
     places = np.arange(len(texts)) if places is None else places
     if not len(texts):
         return np.empty((0, embedder.model.config.hidden_size), dtype=np.float32)

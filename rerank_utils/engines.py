@@ -212,11 +212,12 @@ def _fingerprint(model: PreTrainedModel) -> str:
 
 
 def _stamp(model: PreTrainedModel) -> tuple:
-    """What any training changes, and is read in no time: a few numbers of each tensor."""
-    looks = [
-        (name, tensor.dtype, tensor.flatten()[:: max(1, tensor.numel() // 8)].sum().item())
-        for name, tensor in model.state_dict().items()
-    ]
+    """What any change of the weights changes, read in no time: of each tensor where it lies, how
+    often torch has written into it, and a few of its numbers, for who writes past torch."""
+    looks = []
+    for name, tensor in model.state_dict().items():
+        some = tensor.flatten()[:: max(1, tensor.numel() // 8)].tolist()
+        looks.append((name, tensor.dtype, tensor.data_ptr(), tensor._version, some))
     return (model.config.to_json_string(), *looks)
 
 

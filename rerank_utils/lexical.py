@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from .batching import check_texts
 from .run import Run
 
 if TYPE_CHECKING:
@@ -32,16 +33,13 @@ def tokenize(
         show_progress: whether to draw a bar.
 
     Raises:
-        ValueError: one text was given in place of a list.
+        TypeError: one text was given in place of a list, or an entry is no text.
     """
     import bm25s
 
-    if isinstance(texts, str):
-        raise ValueError("texts is one text: give a list, such as [text].")
+    texts = check_texts(texts, "texts")
     words = stop_words if isinstance(stop_words, str) else [word.lower() for word in stop_words]
-    tokens = bm25s.tokenize(
-        list(texts), stopwords=words, return_ids=False, show_progress=show_progress
-    )
+    tokens = bm25s.tokenize(texts, stopwords=words, return_ids=False, show_progress=show_progress)
     # bm25s stands an empty word in for a text without any; it must not match another such text.
     return [[token for token in row if token] for row in tokens]
 

@@ -84,9 +84,16 @@ def test_the_export_is_written_once_and_again_for_other_weights(
     with monkeypatch.context() as patch:
         patch.setattr(engines, "_digest", None)  # a look is enough where nothing has changed
         score_pairs(reranker, PAIRS[:1], backend="onnx")
+    embeddings = reranker.model.base_model.embeddings.word_embeddings.weight
+    with torch.no_grad():
+        embeddings[-1] += 1  # a change of a single row is seen as well
+    score_pairs(reranker, PAIRS[:1], backend="onnx")
+    assert len(exports) == 2
+    with torch.no_grad():
+        embeddings[-1] -= 1
     reranker.model.classifier.bias.data += 1
     np.testing.assert_allclose(score_pairs(reranker, PAIRS, backend="onnx"), before + 1, atol=1e-4)
-    assert len(exports) == 2
+    assert len(exports) == 3
 
 
 def test_two_threads_can_ask_one_engine(reranker):

@@ -67,6 +67,12 @@ def test_words_are_lower_case_two_letters_or_more_and_no_stop_words():
     assert tokenize(["The cat"], stop_words=["cat"]) == [["the"]]
 
 
+def test_stop_words_of_ones_own_count_in_any_case_and_one_text_is_no_list():
+    assert tokenize(["The Cat sat"], stop_words=["Cat"]) == [["the", "sat"]]
+    with pytest.raises(TypeError, match="texts is one string"):
+        tokenize("the cat sat")
+
+
 def test_lucenes_stop_words_are_all_there_are():
     lucene = "a an and are as at be but by for if in into is it no not of on or such that the their"
     lucene += " then there these they this to was will with"

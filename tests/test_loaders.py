@@ -32,7 +32,7 @@ def test_a_missing_file_is_named(beir_folder, missing):
         ("corpus.jsonl", "{not json", "corpus.jsonl, line 5: expected"),
         ("corpus.jsonl", '{"_id": "d9"}', "corpus.jsonl, line 5: expected"),
         ("corpus.jsonl", '{"_id": "d9", "text": 3}', "corpus.jsonl, line 5: expected"),
-        ("corpus.jsonl", '{"_id": "", "text": "x"}', "line 5: the id is empty"),
+        ("corpus.jsonl", '{"_id": "", "text": "x"}', "line 5 has the id '': ids are not empty"),
         ("corpus.jsonl", '{"_id": "d1", "text": "x"}', "line 5: the document id 'd1' stands"),
         ("queries.jsonl", '{"_id": "q1", "text": "x"}', "line 4: the query id 'q1' stands"),
         ("corpus.jsonl", '{"_id": "d9", "text": " "}', "document 'd9' is empty"),

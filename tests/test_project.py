@@ -33,7 +33,7 @@ ROOMS = {
     "trec": NOUNS | {"files"},
     "loaders": {"beir", "collection", "cwe", "trec"},
     "indexing": NOUNS | {"batching", "files"},
-    "lexical": NOUNS,
+    "lexical": NOUNS | {"batching"},
     "reranking": NOUNS | TOOLS | {"engines", "llm", "opening", "pairs", "score_cache", "zoo"},
     "fusion": NOUNS,
     "evaluation": NOUNS,
