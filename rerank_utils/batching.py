@@ -211,10 +211,7 @@ def _gpu_lanes(forward: Forward) -> Iterator[tuple[int, Submit]]:
 
 
 def _raise(error: Exception) -> NoReturn:
-    try:
-        raise error
-    finally:
-        del error  # with its traceback it would hold this frame, and the frame it
+    raise error
 
 
 def _to_numpy(outputs: torch.Tensor | np.ndarray) -> np.ndarray:
