@@ -78,6 +78,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
     parser.add_argument("--reranker", default=OFFLINE.reranker, help="the teacher")
+    parser.add_argument("--student", help="of an earlier teacher, to go on from")
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--rate", type=float, default=3e-4)
     parser.add_argument("--score-steps", type=int, default=0, help="of learning scores alone")
@@ -99,6 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             source,
             lines,
             work / "layers",
+            student=given.student,
             steps=given.steps,
             rate=given.rate,
             batch=BATCH,

@@ -120,6 +120,7 @@ def match_layers(
     output: str | Path,
     *,
     layers: Sequence[int] | None = None,
+    student: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
     rate: float = 3e-4,
@@ -155,6 +156,8 @@ def match_layers(
             of a line are a group.
         output: a folder of its own, new or of the same training.
         layers: which of the teacher's layers to keep, see `half_depth`.
+        student: folder or hub name of what to begin with in place of the teacher's own layers: a
+            student of an earlier teacher follows the next one sooner.
         steps, epochs: how long; give one of them. A step is one batch.
         rate: the highest learning rate.
         batch: lines a step.
@@ -169,9 +172,9 @@ def match_layers(
         The folder of the trained model, `output/model`, for FlagReranker or `load_reranker`.
 
     Raises:
-        ValueError: an argument out of its range, a teacher that is no reranker, a training file
-            that `read_jsonl` refuses, too few lines for a batch, or a folder that holds another
-            training.
+        ValueError: an argument out of its range, a teacher that is no reranker, a student of
+            another shape, a training file that `read_jsonl` refuses, too few lines for a batch,
+            or a folder that holds another training.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
         FloatingPointError: the loss is not a finite number.
         OSError: a state cannot be saved; the last one stays.
@@ -194,14 +197,19 @@ def match_layers(
         "half": half_is_quick(device) if half is None else half,
         "seed": seed,
     }
-    data = {"teacher": identity(teacher), "train_file": file_sha256(train_file)}
+    data = {
+        "teacher": identity(teacher),
+        "student": None if student is None else identity(student),
+        "train_file": file_sha256(train_file),
+    }
     with quiet():
         # the backward pass of eager attention is twice as fast on a CPU
         attention = "eager" if device == "cpu" else "sdpa"
         large, tokenizer = _open(teacher, dtype="float32", attn_implementation=attention)
         large.to(device)
         check_max_length(max_length, large.config)
-        matching = Matching(large, tokenizer, settings)
+        begun = None if student is None else _open(student, dtype="float32")[0]
+        matching = Matching(large, tokenizer, settings, begun)
         claim_folder(output, settings | data)
         model = output / "model"
         if not model.exists():

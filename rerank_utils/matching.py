@@ -55,6 +55,7 @@ class Matching:
         teacher: what the student is cut from and follows.
         tokenizer: of both.
         settings: `match_layers`' arguments that decide what comes out.
+        student: what to begin with; None for the teacher's layers as they are.
     """
 
     def __init__(
@@ -62,15 +63,29 @@ class Matching:
         teacher: PreTrainedModel,
         tokenizer: PreTrainedTokenizerBase,
         settings: dict[str, Any],
+        student: PreTrainedModel | None = None,
     ):
         self.teacher, self.tokenizer, self.settings = teacher, tokenizer, settings
         self.student = copy.deepcopy(teacher)
         self.layers = cut(self.student, settings["layers"])
+        if student is not None:
+            self._begin_with(student)
         self.student.base_model.embeddings.requires_grad_(False)
         steps = settings["steps"]
         warmup = round(settings["warmup"] * steps)
         self.descent = Descent(self.student, settings["rate"], steps, warmup)
         self.log: list[dict[str, float]] = []
+
+    def _begin_with(self, student: PreTrainedModel) -> None:
+        embeddings = self.teacher.base_model.embeddings.state_dict()
+        try:
+            self.student.load_state_dict(student.state_dict())
+        except RuntimeError:
+            raise ValueError(
+                f"student has {student.config.num_hidden_layers} layers, or layers of another "
+                f"shape: give a model that was cut to layers {self.layers} of such a teacher."
+            ) from None
+        self.student.base_model.embeddings.load_state_dict(embeddings)
 
     def train(self, groups: Sequence[Group], output: Path, save_every: int, log_every: int) -> None:
         """Go on from the state in the folder, or begin."""

@@ -173,6 +173,33 @@ def test_a_student_with_all_layers_has_nothing_to_learn(deep, groups):
     assert same.loss(groups[:2]).item() == pytest.approx(0, abs=1e-6)
 
 
+def test_a_student_goes_on_after_its_teacher_has_changed(deep, train_file, tmp_path):
+    first = match_layers(deep, train_file, tmp_path / "first", **MATCH | {"epochs": 15})
+    changed = AutoModelForSequenceClassification.from_pretrained(deep)
+    with torch.no_grad():
+        for weight in changed.parameters():
+            weight.mul_(1.01)
+    changed.save_pretrained(tmp_path / "changed")
+    AutoTokenizer.from_pretrained(deep).save_pretrained(tmp_path / "changed")
+
+    def train(name, **other):
+        options = MATCH | {"steps": 2, "rate": 1e-6} | other
+        return match_layers(tmp_path / "changed", train_file, tmp_path / name, **options)
+
+    train("anew")
+    model = train("on", student=first)
+    anew, on = (read_log(tmp_path / name)[0]["loss"] for name in ("anew", "on"))
+    assert on < 0.7 * anew
+    new, kept = weights(model), weights(tmp_path / "changed")
+    for name in [name for name in new if ".embeddings." in name]:
+        np.testing.assert_array_equal(new[name], kept[name], err_msg=name)
+    with pytest.raises(ValueError, match=r"other arguments .student"):
+        train("on")
+    with pytest.raises(ValueError, match=r"student has 4 layers, or .* cut to layers \[1, 3\]"):
+        train("odd", student=deep)
+    assert not (tmp_path / "odd").exists()
+
+
 def test_an_interrupted_matching_resumes_exactly(deep, train_file, tmp_path, monkeypatch):
     def train(name, **other):
         options = MATCH | {"steps": 7, "save_every": 3} | other
