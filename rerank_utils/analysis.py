@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -191,13 +192,13 @@ def by_truncation(
 
 
 def by_title(queries: Mapping[str, str], qrels: Qrels, titles: Mapping[str, str]) -> Slices:
-    """Queries by lexical ease: whether they contain the title of a relevant document, in upper or
-    lower case."""
+    """Queries by lexical ease: whether they contain the title of a relevant document, as whole
+    words, in upper or lower case."""
 
     def easy(query: str) -> bool:
         text = queries[query].casefold()
         names = (titles.get(document, "").casefold() for document in _relevant(qrels[query]))
-        return any(name and name in text for name in names)
+        return any(name and re.search(rf"(?<!\w){re.escape(name)}(?!\w)", text) for name in names)
 
     labels = {query: "names the title" if easy(query) else "does not" for query in qrels}
     return _group(labels, ["names the title", "does not"])

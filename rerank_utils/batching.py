@@ -274,6 +274,21 @@ def best_device() -> str:
     return "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def find_device(device: str | None = None) -> str:
+    """The device of this name, by default the best; ValueError if there is none such here."""
+    import torch
+
+    if device is None:
+        return best_device()
+    here = ["cpu"]
+    if torch.accelerator.is_available():  # a GPU of any maker
+        kind = torch.accelerator.current_accelerator().type
+        here += [kind, *(f"{kind}:{number}" for number in range(torch.accelerator.device_count()))]
+    if device not in here:
+        raise ValueError(f"device is {device!r}: this machine has {', '.join(here)}.")
+    return device
+
+
 def check_max_length(max_length: int, config: Any) -> None:
     """Raise ValueError if a model of this configuration cannot read `max_length` tokens."""
     positions = getattr(config, "max_position_embeddings", max_length)

@@ -17,9 +17,9 @@ from .batching import (
     Encoded,
     Keep,
     ahead,
-    best_device,
     check_max_length,
     check_texts,
+    find_device,
     run_batches,
 )
 from .hub import find_model
@@ -61,7 +61,8 @@ def load_embedder(
         UserWarning: a 1_Pooling/config.json beside the model names another pooling.
 
     Raises:
-        ValueError: unknown pooling, a length the model cannot read, a reranker, or a decoder.
+        ValueError: unknown pooling, a length the model cannot read, a device that is not here, a
+            reranker, or a decoder.
         FileNotFoundError, ConnectionError: see `hub.find_model`; with the nearest names of the
             table.
     """
@@ -75,7 +76,7 @@ def load_embedder(
         instruction = known.instruction if known else None
     max_length = known.usual_length if known and max_length is None else max_length
     max_length = 512 if max_length is None else max_length
-    device = device or best_device()
+    device = find_device(device)
     found = find_model(name_or_path)
     kind = read_architecture(found, name_or_path)
     if kind.endswith(("ForSequenceClassification", "ForCausalLM")):
@@ -155,14 +156,20 @@ def embed_documents(
     Raises:
         TypeError: a text is not a string.
         ValueError: the model returned a number that is not finite (what was made before is
-            kept), or `store` holds an array of another shape.
+            kept), or `store` holds an array of another shape, or vectors of another model or of
+            other texts: three of them are made again and compared.
     """
     texts = check_texts(texts, "texts")
     limit, desc = embedder.passage_max_length, "embed documents" if show_progress else None
     if store is None:
         return _embed(embedder, texts, limit, desc)
     table = _open_store(Path(store), len(texts), embedder.model.config.hidden_size)
-    todo = np.flatnonzero(~np.isfinite(table).all(axis=1))
+    there = np.isfinite(table).all(axis=1)
+    todo, kept = np.flatnonzero(~there), np.flatnonzero(there)
+    if len(kept):
+        few = kept[[0, len(kept) // 2, -1]]
+        made = _embed(embedder, [texts[i] for i in few], limit, None, places=few)
+        _compare(table[few], made, store)
 
     def keep(positions: np.ndarray, vectors: np.ndarray) -> None:
         table[positions] = vectors
@@ -186,6 +193,16 @@ def _open_store(path: Path, rows: int, width: int) -> np.memmap:
             f"{path} holds vectors of shape {table.shape}, expected {(rows, width)}: delete it."
         )
     return table
+
+
+def _compare(kept: np.ndarray, made: np.ndarray, path: str | Path) -> None:
+    """Refuse a store whose rows are not these vectors; half precision is near enough."""
+    apart = np.linalg.norm(kept - made, axis=1) / np.linalg.norm(made, axis=1)
+    if apart.max() > 0.05:
+        raise ValueError(
+            f"{path} holds vectors of another model or of other texts: delete it, or keep these "
+            "in another file."
+        )
 
 
 def embed_queries(embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str]) -> np.ndarray:

@@ -14,9 +14,9 @@ from .batching import (
     Forward,
     Keep,
     ahead,
-    best_device,
     check_max_length,
     check_texts,
+    find_device,
     run_batches,
 )
 from .engines import open_engine
@@ -51,7 +51,8 @@ def load_reranker(
 
     Raises:
         ValueError: the model has no trained scoring head (an embedder, for example), does not
-            load with today's transformers, or cannot read so many tokens.
+            load with today's transformers, or cannot read so many tokens, or the device is not
+            here.
         FileNotFoundError, ConnectionError: see `hub.find_model`; with the nearest names of the
             table.
     """
@@ -97,7 +98,7 @@ def _open_llm(name: str | Path, found: str, max_length: int, device: str | None)
 
 def _settings(max_length: int, device: str | None) -> dict[str, Any]:
     """What every class gets: one named device, so that no worker processes start."""
-    device = device or best_device()
+    device = find_device(device)
     return {
         "use_fp16": device.startswith("cuda"),
         "devices": device,

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from .batching import best_device, check_max_length
+from .batching import best_device, check_max_length, find_device
 from .bundled import file_sha256
 from .engines import has_bfloat16
 from .files import write_whole
@@ -33,13 +33,7 @@ def training_device(device: str | None) -> str:
             f"device is {device!r}: training runs on 'cpu' or 'cuda:0'; set CUDA_VISIBLE_DEVICES "
             "before Python starts to choose another GPU."
         )
-    if device == "cpu":
-        return device
-    import torch
-
-    if not torch.cuda.is_available():
-        raise ValueError(f"device is {device!r}, but there is no such GPU here: use 'cpu'.")
-    return device
+    return find_device(device)
 
 
 def check_file(groups: Sequence[Group], path: Path, batch: int, group: int, distil: bool) -> None:

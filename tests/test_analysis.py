@@ -103,6 +103,15 @@ def test_slices():
     }
 
 
+def test_a_title_is_found_as_whole_words():
+    queries = {"1": "Start here", "2": "the ART of war", "3": "C++, the language", "4": "C++11"}
+    qrels = {query: {"a": 1, "c": 1} for query in queries}
+    assert by_title(queries, qrels, {"a": "Art", "c": "C++"}) == {
+        "names the title": ["2", "3"],
+        "does not": ["1", "4"],
+    }
+
+
 def test_truncation_by_a_table_or_a_function():
     tokens = {"a": 100, "b": 200, "c": 128, "d": 500, "x": 300}
     expected = {"read in full": ["up", "down"], "truncated": ["same", "lost"]}

@@ -17,7 +17,7 @@ from transformers import AutoModel, AutoTokenizer
 
 from rerank_utils import embedding
 from rerank_utils.batching import token_batches
-from rerank_utils.bundled import minilm_path
+from rerank_utils.bundled import minilm_path, reranker_path
 from rerank_utils.cwe import load_cwe
 from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
 from rerank_utils.encoder import FirstTokenScorer
@@ -183,13 +183,34 @@ def test_an_interrupted_embedding_goes_on(embedder, texts, tmp_path, monkeypatch
     np.testing.assert_allclose(embed_documents(embedder, texts, store), whole, atol=1e-5)
     before = len(calls)
     embed_documents(embedder, texts, store)
-    assert len(calls) == before  # nothing is computed again
+    assert len(calls) == before + 1  # three of the vectors are compared, no other is made again
 
 
 def test_a_store_of_another_shape_is_refused(embedder, texts, tmp_path):
     embed_documents(embedder, texts[:2], tmp_path / "v.npy")
     with pytest.raises(ValueError, match="delete it"):
         embed_documents(embedder, texts[:3], tmp_path / "v.npy")
+
+
+def test_a_store_of_another_model_or_of_other_texts_is_refused(embedder, texts, tmp_path):
+    store = tmp_path / "v.npy"
+    embed_documents(embedder, texts[:5], store)
+    other = load_embedder(minilm_path(), "cls", None, 256, "cpu")
+    for model, asked in ((embedder, texts[5:10]), (embedder, texts[4::-1]), (other, texts[:5])):
+        before = store.read_bytes()
+        with pytest.raises(ValueError, match="another model or of other texts: delete it"):
+            embed_documents(model, asked, store)
+        assert store.read_bytes() == before
+
+
+@pytest.mark.parametrize("device", ["gpu", "cuda:99", "cuda:x", "meta"])
+def test_a_device_that_is_not_here_is_refused(device):
+    for load in (
+        lambda: load_embedder(minilm_path(), "mean", device=device),
+        lambda: load_reranker(reranker_path(), 128, device),
+    ):
+        with pytest.raises(ValueError, match=f"device is '{device}': this machine has cpu"):
+            load()
 
 
 def test_bad_input_to_the_embedder_is_named(embedder):
