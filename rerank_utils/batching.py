@@ -34,6 +34,10 @@ _budgets: WeakKeyDictionary[Any, int] = WeakKeyDictionary()
 """Model -> the budget that was left after it had run out of memory."""
 
 
+class TruncationWarning(UserWarning):
+    """Texts were longer than the model's window, and their ends were not read."""
+
+
 @dataclass
 class Encoded:
     """Tokenized texts that wait for a model.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import EllipsisType
 from typing import TYPE_CHECKING, Any
@@ -16,6 +16,7 @@ from .batching import (
     Arrays,
     Encoded,
     Keep,
+    TruncationWarning,
     ahead,
     check_max_length,
     check_texts,
@@ -153,6 +154,9 @@ def embed_documents(
             list of texts.
         show_progress: whether to draw the bar.
 
+    Warns:
+        TruncationWarning: how many of the texts that were computed are longer than the window.
+
     Raises:
         TypeError: a text is not a string.
         ValueError: the model returned a number that is not finite (what was made before is
@@ -160,21 +164,23 @@ def embed_documents(
             other texts: three of them are made again and compared.
     """
     texts = check_texts(texts, "texts")
-    limit, desc = embedder.passage_max_length, "embed documents" if show_progress else None
+    limit = embedder.passage_max_length
     if store is None:
-        return _embed(embedder, texts, limit, desc)
+        return _embed(embedder, texts, limit, "documents", show_progress)
     table = _open_store(Path(store), len(texts), embedder.model.config.hidden_size)
     there = np.isfinite(table).all(axis=1)
     todo, kept = np.flatnonzero(~there), np.flatnonzero(there)
     if len(kept):
         few = kept[[0, len(kept) // 2, -1]]
-        made = _embed(embedder, [texts[i] for i in few], limit, None, places=few)
+        with warnings.catch_warnings(action="ignore", category=TruncationWarning):
+            again = [texts[i] for i in few]
+            made = _embed(embedder, again, limit, "documents", False, places=few)
         _compare(table[few], made, store)
 
     def keep(positions: np.ndarray, vectors: np.ndarray) -> None:
         table[positions] = vectors
 
-    _embed(embedder, [texts[i] for i in todo], limit, desc, keep, todo)
+    _embed(embedder, [texts[i] for i in todo], limit, "documents", show_progress, keep, todo)
     table.flush()
     return np.array(table)
 
@@ -210,26 +216,27 @@ def embed_queries(embedder: FlagModel | BGEM3FlagModel, texts: Sequence[str]) ->
 
     The same as `embedder.encode_queries(texts)`: the instruction is put before each text.
 
-    Raises:
-        TypeError, ValueError: as `embed_documents`.
+    Warns, raises:
+        TruncationWarning, TypeError, ValueError: as `embed_documents`.
     """
     texts = check_texts(texts, "texts")
     instruction = embedder.query_instruction_for_retrieval
     if instruction is not None:
         shape = embedder.query_instruction_format
         texts = [embedder.get_detailed_instruct(shape, instruction, text) for text in texts]
-    return _embed(embedder, texts, embedder.query_max_length, "embed queries")
+    return _embed(embedder, texts, embedder.query_max_length, "queries")
 
 
 def _embed(
     embedder: FlagModel | BGEM3FlagModel,
     texts: Sequence[str],
     max_length: int,
-    desc: str | None,
+    kind: str,
+    show_progress: bool = True,
     keep: Keep | None = None,
     places: np.ndarray | None = None,
 ) -> np.ndarray:
-    """Vectors of texts, which stand at these places in what the caller gave."""
+    """Vectors of texts of a kind, which stand at these places in what the caller gave."""
     places = np.arange(len(texts)) if places is None else places
     if not len(texts):
         return np.empty((0, embedder.model.config.hidden_size), dtype=np.float32)
@@ -247,9 +254,26 @@ def _embed(
         if keep is not None:
             keep(places[positions], vectors)
 
+    cut: list[int] = []
+
+    def tokenized(rows: np.ndarray) -> Encoded:
+        chosen = [texts[i] for i in rows]
+        tokens = embedder.tokenizer(chosen, truncation=True, max_length=max_length)
+        cut.append(sum(bool(text.overflowing) for text in tokens.encodings or ()))
+        return _encoded(embedder.tokenizer, tokens, rows)
+
+    desc = f"embed {kind}" if show_progress else None
     chunks = (np.arange(i, min(i + _PART, len(texts))) for i in range(0, len(texts), _PART))
-    parts = ahead(chunks, lambda rows: _tokenize(embedder.tokenizer, texts, rows, max_length))
-    return run_batches(parts, len(texts), forward, device, desc, checked, owner=model)
+    parts = ahead(chunks, tokenized)
+    vectors = run_batches(parts, len(texts), forward, device, desc, checked, owner=model)
+    if sum(cut):
+        warnings.warn(
+            f"{sum(cut):,} of {len(texts):,} {kind} are longer than the {max_length} tokens that "
+            "are embedded: their ends were not read.",
+            TruncationWarning,
+            stacklevel=3,
+        )
+    return vectors
 
 
 def _forward(
@@ -271,12 +295,7 @@ def _forward(
     return forward
 
 
-def _tokenize(
-    tokenizer: Any, texts: Sequence[str], positions: np.ndarray, max_length: int
-) -> Encoded:
-    chosen = [texts[i] for i in positions]
-    tokens = tokenizer(chosen, truncation=True, max_length=max_length)
-
+def _encoded(tokenizer: Any, tokens: Mapping[str, list], positions: np.ndarray) -> Encoded:
     def collate(rows: np.ndarray) -> Arrays:
         chosen = {name: [tokens[name][i] for i in rows] for name in tokens}
         return dict(tokenizer.pad(chosen, return_tensors="np"))

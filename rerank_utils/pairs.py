@@ -9,14 +9,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .batching import Arrays, Encoded
+from .batching import Arrays, Encoded, TruncationWarning
 
 if TYPE_CHECKING:
     from FlagEmbedding import FlagReranker
-
-
-class TruncationWarning(UserWarning):
-    """Texts were longer than the model's window, and their ends were not read."""
 
 
 @dataclass

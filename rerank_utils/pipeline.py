@@ -15,7 +15,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .batching import best_device
+from .batching import TruncationWarning, best_device
 from .collection import Collection, write_qrels
 from .embedding import embed_documents, embed_queries, load_embedder
 from .engines import check_choice
@@ -23,7 +23,6 @@ from .evaluation import Comparison, Evaluation, compare, evaluate
 from .files import write_whole
 from .hub import fingerprint
 from .indexing import DenseIndex, build_index, build_index_from
-from .pairs import TruncationWarning
 from .plotting import plot_before_after
 from .profiles import Profile, locate
 from .reranking import ScoreCache, load_reranker, rerank
@@ -154,7 +153,8 @@ def run_pipeline(
         raise ValueError(f"The depth is {profile.depth}: rerank at least one candidate.")
     with _timed(seconds, "load"):
         collection = profile.load().split(profile.split, profile.queries)
-    first_stage = retrieve(profile, collection, artifacts, seconds, cached)
+    with noted(notes):
+        first_stage = retrieve(profile, collection, artifacts, seconds, cached)
     with _timed(seconds, "rerank"), noted(notes):
         device = None if backend == "torch" else "cpu"  # the engines run there only
         reranker = load_reranker(locate(profile.reranker), profile.reranker_length, device)
@@ -247,6 +247,9 @@ def index_corpus(
         batches: (ids, texts), as `loaders.stream_corpus` gives them.
         artifacts: the vectors of each batch are kept there, so that an interrupted run resumes.
         factory: see `indexing.build_index`.
+
+    Warns:
+        TruncationWarning: in how many of the batches that were computed texts are too long.
     """
     model = locate(profile.embedder)
     embedder = load_embedder(model, profile.pooling, profile.instruction, profile.embedder_length)
@@ -256,7 +259,17 @@ def index_corpus(
         lambda texts: embed_documents(embedder, texts, show_progress=False),
         artifacts / "cache" / f"parts-{key}",
     )
-    return build_index_from(parts, factory)
+    notes: list[str] = []
+    with noted(notes):
+        index = build_index_from(parts, factory)
+    if notes:
+        warnings.warn(
+            f"In {len(notes):,} batches some documents are longer than the "
+            f"{profile.embedder_length} tokens that are embedded: their ends were not read.",
+            TruncationWarning,
+            stacklevel=2,
+        )
+    return index
 
 
 def embed_stream(

@@ -1,12 +1,14 @@
 """`python -m rerank_utils` and the profiles behind it."""
 
 import json
+from dataclasses import replace
 
 import pytest
 
 from rerank_utils.__main__ import build_parser, chosen_profile, main
 from rerank_utils.collection import read_qrels
 from rerank_utils.evaluation import evaluate
+from rerank_utils.pipeline import run_pipeline
 from rerank_utils.profiles import get_profile, locate
 from rerank_utils.run import Run
 from rerank_utils.zoo import INSTRUCTION
@@ -42,6 +44,18 @@ def test_ones_own_data_from_end_to_end(in_empty_folder, beir_folder, tiny_rerank
     first, reranked = (Run.from_trec(folder / f"{n}.trec") for n in ("first_stage", "reranked"))
     assert first.doc_ids.shape == (2, 4)  # the whole list, not only the reranked part
     assert (first.doc_ids[:, 2:] == reranked.doc_ids[:, 2:]).all()
+
+
+def test_what_was_cut_is_noted(beir_folder, tiny_reranker_folder, tmp_path):
+    profile = replace(
+        get_profile(f"beir:{beir_folder}"),
+        reranker=str(tiny_reranker_folder),
+        embedder_length=8,
+        depth=2,
+    )
+    result = run_pipeline(profile, tmp_path)
+    assert "documents are longer than the 8 tokens that are embedded" in result.notes[0]
+    assert result.notes[0] in result.table()
 
 
 def test_the_output_folder_can_be_chosen(

@@ -16,7 +16,7 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from rerank_utils import embedding
-from rerank_utils.batching import token_batches
+from rerank_utils.batching import TruncationWarning, token_batches
 from rerank_utils.bundled import minilm_path, reranker_path
 from rerank_utils.cwe import load_cwe
 from rerank_utils.embedding import embed_documents, embed_queries, load_embedder
@@ -152,6 +152,22 @@ def test_a_vector_that_is_no_number_names_its_text_and_the_rest_is_kept(
             embed_documents(embedder, texts[:5], store)
     whole = embed_documents(embedder, texts[:5])
     np.testing.assert_allclose(embed_documents(embedder, texts[:5], store), whole, atol=1e-5)
+
+
+def test_texts_longer_than_the_window_are_counted(tmp_path):
+    # room for 14 words and the two marks of the tokenizer
+    embedder = load_embedder(minilm_path(), "mean", "Find: ", 16, "cpu")
+    texts = ["one " * length for length in (11, 12, 14, 15, 200)]
+    said = "are longer than the 16 tokens that are embedded"
+    with pytest.warns(TruncationWarning, match=f"2 of 5 documents {said}"):
+        embed_documents(embedder, texts, tmp_path / "v.npy")
+    with pytest.warns(
+        TruncationWarning, match=f"3 of 5 queries {said}"
+    ):  # the instruction has two tokens
+        embed_queries(embedder, texts)
+    with warnings.catch_warnings(action="error"):
+        embed_documents(embedder, texts[:3])
+        embed_documents(embedder, texts, tmp_path / "v.npy")  # three are made again, and compared
 
 
 def test_the_instruction_goes_before_queries_only(texts):

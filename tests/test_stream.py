@@ -5,12 +5,14 @@ import json
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from conftest import write_lines
 
+from rerank_utils.batching import TruncationWarning
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.indexing import build_index, build_index_from
 from rerank_utils.loaders import load_beir, stream_corpus
@@ -108,6 +110,11 @@ def test_a_profiles_embedder_indexes_a_stream(beir_folder, tmp_path):
     assert index.doc_ids == list(documents)
     stored = index.faiss_index.reconstruct_n(0, len(documents))
     np.testing.assert_allclose(stored, vectors, atol=1e-5)
+    batches = [([str(i)], ["word " * length]) for i, length in enumerate((3, 20, 30))]
+    with pytest.warns(
+        TruncationWarning, match="In 2 batches some documents are longer than the 16"
+    ):
+        index_corpus(replace(profile, embedder_length=16), batches, tmp_path)
 
 
 MEASURE = """
