@@ -79,7 +79,8 @@ def open_engine(
 
     Raises:
         ValueError: an unknown backend, a dtype that it or the processor does not have, another
-            device than a CPU, or a family whose layers are not known here.
+            device than a CPU, a family whose layers are not known here, or float32 for weights
+            that are in half precision already.
         ModuleNotFoundError: the extra is not installed.
     """
     _check(model, device, backend, dtype)
@@ -150,6 +151,11 @@ def _open_torch(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
     wanted = getattr(torch, dtype)
     if model.dtype == wanted:
         return _torch_forward(_detached(model))
+    if wanted == torch.float32:
+        raise ValueError(
+            f"dtype is 'float32', but the weights were rounded to {model.dtype} before: load it "
+            "anew, and score with this dtype first."
+        )
     return _torch_forward(copy.deepcopy(model).to(wanted))
 
 

@@ -156,6 +156,14 @@ def test_what_there_is_not_is_refused(reranker, settings, sentence):
         score_pairs(reranker, PAIRS, **settings)
 
 
+def test_rounded_weights_are_not_taken_for_single_precision(tiny_reranker_folder):
+    reranker = load_reranker(tiny_reranker_folder, 64, "cpu")
+    reranker.model.half()  # as on a GPU, where the first call halves the weights
+    with pytest.raises(ValueError, match=r"rounded to torch\.float16 before: load it anew"):
+        score_pairs(reranker, [("a query", "a document")], dtype="float32")
+    assert np.isfinite(score_pairs(reranker, [("a query", "a document")], dtype="bfloat16")).all()
+
+
 def test_engines_want_a_cpu_and_a_known_family(reranker, monkeypatch):
     with pytest.raises(ValueError, match="load the reranker with device='cpu'"):
         open_engine(reranker.model, "cuda:0", "onnx")
