@@ -278,6 +278,7 @@ def rerank(
     Raises:
         ValueError: depth is below 1 or above what the run holds.
         KeyError: the run names a query or document without text.
+        TypeError: a text is not a string, with its id.
     """
     longest = run.doc_ids.shape[1]
     if not 1 <= depth <= longest:

@@ -244,10 +244,13 @@ def text_of(texts: Mapping[str, str], key: str, kind: str) -> str:
 
     Raises:
         KeyError: there is none.
+        TypeError: it is something else, such as the NaN of an empty cell.
     """
     if key not in texts:
         raise KeyError(
             f"The run names {kind} {key!r}, which has no text: pass its collection, or take only "
             "the collection's queries (Run.select)."
         )
+    if not isinstance(texts[key], str):
+        raise TypeError(f"The {kind} {key!r} is {texts[key]!r:.60}, expected a string.")
     return texts[key]

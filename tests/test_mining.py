@@ -182,6 +182,9 @@ def test_bad_arguments_get_a_sentence(changed, sentence):
         mine_negatives(run_of(["d0", "d1"], [-1.0, -2.0]), **ASKED, relative_margin=0.1)
     with pytest.raises(KeyError, match="document 'd99', which has no text"):
         mine_negatives(run_of(["d99"], [1.0]), **ASKED)
+    spoilt = ASKED | {"documents": ASKED["documents"] | {"d1": None}}
+    with pytest.raises(TypeError, match="The document 'd1' is None, expected a string"):
+        mine_negatives(run_of(["d0", "d1"], [0.9, 0.8]), **spoilt)
 
 
 texts = st.text(min_size=1).filter(str.strip)

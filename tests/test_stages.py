@@ -493,6 +493,8 @@ def test_a_candidate_without_text_is_named(reranker):
     run = Run.from_lists(["q"], [["a", "b"]], [[2, 1]])
     with pytest.raises(KeyError, match="document 'b', which has no text"):
         rerank(run, {"q": "x"}, {"a": "x"}, reranker, 2)
+    with pytest.raises(TypeError, match="The document 'b' is nan, expected a string"):
+        rerank(run, {"q": "x"}, {"a": "x", "b": float("nan")}, reranker, 2)
 
 
 @pytest.mark.parametrize("length", [-1, 0, 3, 1024])
