@@ -153,8 +153,8 @@ def _open_torch(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
         return _torch_forward(_detached(model))
     if wanted == torch.float32:
         raise ValueError(
-            f"dtype is 'float32', but the weights were rounded to {model.dtype} before: load it "
-            "anew, and score with this dtype first."
+            f"dtype is 'float32', but the weights were rounded to {model.dtype} before: load "
+            "the reranker anew, and score with this dtype first."
         )
     return _torch_forward(copy.deepcopy(model).to(wanted))
 

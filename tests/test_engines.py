@@ -159,7 +159,7 @@ def test_what_there_is_not_is_refused(reranker, settings, sentence):
 def test_rounded_weights_are_not_taken_for_single_precision(tiny_reranker_folder):
     reranker = load_reranker(tiny_reranker_folder, 64, "cpu")
     reranker.model.half()  # as on a GPU, where the first call halves the weights
-    with pytest.raises(ValueError, match=r"rounded to torch\.float16 before: load it anew"):
+    with pytest.raises(ValueError, match=r"rounded to torch\.float16 before: load the"):
         score_pairs(reranker, [("a query", "a document")], dtype="float32")
     assert np.isfinite(score_pairs(reranker, [("a query", "a document")], dtype="bfloat16")).all()
 
