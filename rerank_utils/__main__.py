@@ -94,14 +94,19 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
     given; models named here cut at --max-length.
 
     Raises:
-        ValueError: both a profile and a collection, an unknown profile, or another embedder
-            without its pooling.
+        ValueError: both a profile and a collection, an unknown profile, a collection that is no
+            folder, or another embedder without its pooling.
     """
     if options.max_length is not None and not (options.embedder or options.reranker):
         raise ValueError("--max-length is for models that --embedder or --reranker name.")
-    length = options.max_length or 512
+    length = 512 if options.max_length is None else options.max_length
     if options.collection and options.profile:
         raise ValueError("Give --profile or --collection, not both.")
+    if options.collection and not Path(options.collection).is_dir():
+        raise ValueError(
+            f"There is no folder {options.collection!r}: --collection wants one in BEIR format. A "
+            "set of BEIR comes by name, such as --profile beir:scifact."
+        )
     name = f"beir:{options.collection}" if options.collection else options.profile
     names = ("split", "embedder", "pooling", "instruction", "reranker", "depth")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}

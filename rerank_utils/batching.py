@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -308,11 +308,17 @@ def check_texts(texts: Iterable[str], argument: str) -> list[str]:
     """The texts as a list, in the order in which they come; what is no list of texts is refused.
 
     Raises:
-        TypeError: one string in place of a list, or an entry that is no string, with its position.
+        TypeError: one string in place of a list, a mapping or a set, or an entry that is no string,
+            with its position.
         ValueError: a text that cannot be written in UTF-8, with its position.
     """
     if isinstance(texts, str):
         raise TypeError(f"{argument} is one string, expected a list of strings: give [{argument}].")
+    if isinstance(texts, Mapping | Set):  # the first would give its keys, the second any order
+        raise TypeError(
+            f"{argument} is a {type(texts).__name__}, expected a list of strings: of a mapping "
+            "from ids to texts give list(mapping.values())."
+        )
     texts = list(texts)
     for position, text in enumerate(texts):
         if not isinstance(text, str):

@@ -88,8 +88,8 @@ def stream_corpus(
         batch_size: documents at once.
 
     Yields:
-        (ids, texts), as many as `batch_size`, fewer at the end. Ids are not compared over the
-        whole corpus, which would hold them all; `indexing.build_index_from` does.
+        (ids, texts), `batch_size` less the documents without text, fewer at the end. Ids are not
+        compared over the whole corpus, which would hold them all; `indexing.build_index_from` does.
 
     Warns:
         UserWarning: at the end, if documents without text were left out.

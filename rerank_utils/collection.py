@@ -173,7 +173,7 @@ def write_qrels(qrels: Qrels, path: str | Path) -> None:
         OSError: the file cannot be written; what stood there before stays.
     """
     lines = (
-        f"{query} 0 {document} {grade}\n"
+        f"{query} 0 {document} {int(grade)}\n"  # a bool is a number too
         for query, grades in qrels.items()
         for document, grade in grades.items()
     )

@@ -28,7 +28,8 @@ def download(name: str, kind: str, choose: Callable[[Iterable[str]], list[str]])
     hint = f"{OFFLINE_HINT}.{did_you_mean(name)}"
     if constants.HF_HUB_OFFLINE or os.environ.get("HF_DATASETS_OFFLINE") == "1":
         raise ConnectionError(f"{missing} (offline mode is set): {hint}")
-    with _one_sentence(what, name, f"{missing}: {hint}"):
+    page = f"datasets/{name}" if kind == "dataset" else name
+    with _one_sentence(what, page, f"{missing}: {hint}"):
         info = _within(
             1.5 * TIMEOUT, lambda: HfApi().repo_info(name, repo_type=kind, timeout=TIMEOUT)
         )
@@ -37,7 +38,7 @@ def download(name: str, kind: str, choose: Callable[[Iterable[str]], list[str]])
         f"The download of {what[0].lower()}{what[1:]} broke off: check the network and run the "
         "same command again; files that arrived whole are kept."
     )
-    with _quiet_hub(), _bar(f"download {name}") as bar, _one_sentence(what, name, broken):
+    with _quiet_hub(), _bar(f"download {name}") as bar, _one_sentence(what, page, broken):
         folder = snapshot_download(
             name,
             repo_type=kind,
@@ -71,8 +72,14 @@ def _within(seconds: float, ask: Callable[[], Any]) -> Any:
 
 
 @contextmanager
-def _one_sentence(what: str, name: str, unreachable: str) -> Iterator[None]:
-    """The errors of the hub's library as one of Python's own, with one sentence."""
+def _one_sentence(what: str, page: str, unreachable: str) -> Iterator[None]:
+    """The errors of the hub's library as one of Python's own, with one sentence.
+
+    Args:
+        what: how the sentence begins.
+        page: the address on the hub, without the hub's own.
+        unreachable: the sentence where nobody answered.
+    """
     from huggingface_hub import constants, errors
 
     try:
@@ -86,15 +93,15 @@ def _one_sentence(what: str, name: str, unreachable: str) -> Iterator[None]:
         response = getattr(error, "response", None)
         status = response.status_code if response is not None else None
         if isinstance(error, errors.GatedRepoError):
-            page = f"{constants.ENDPOINT}/{name}".replace("/datasets/", "/")
             raise PermissionError(
-                f"{what} is gated, and you have no access yet: accept its terms on {page}, then "
-                "log in with `hf auth login` or set HF_TOKEN to a token of that account."
+                f"{what} is gated, and you have no access yet: accept its terms on "
+                f"{constants.ENDPOINT}/{page}, then log in with `hf auth login` or set HF_TOKEN "
+                "to a token of that account."
             ) from None
         if isinstance(error, errors.RepositoryNotFoundError):
             raise FileNotFoundError(
                 f"{what} does not exist on the hub, or is private: check the spelling."
-                + did_you_mean(name)
+                + did_you_mean(page)
             ) from None
         if status in (401, 403):
             raise PermissionError(

@@ -23,6 +23,7 @@ from .batching import (
     find_device,
     run_batches,
 )
+from .files import replacing
 from .hub import find_model
 from .opening import read_architecture
 
@@ -150,8 +151,8 @@ def embed_documents(
         embedder: see `load_embedder`.
         texts: the documents.
         store: a .npy file that keeps the vectors as they are made; what an earlier, perhaps
-            interrupted call left there is not computed again. Use one file for each model and
-            list of texts.
+            interrupted call left there is not computed again. Use one file for each model, window
+            and list of texts.
         show_progress: whether to draw the bar.
 
     Warns:
@@ -160,8 +161,10 @@ def embed_documents(
     Raises:
         TypeError: a text is not a string.
         ValueError: the model returned a number that is not finite (what was made before is
-            kept), or `store` holds an array of another shape, or vectors of another model or of
-            other texts: three of them are made again and compared.
+            kept), or `store` holds an array of another shape, or vectors of another model, window
+            or list of texts: three of them, the longest text's among them, are made again and
+            compared.
+        OSError: `store` cannot be written.
     """
     texts = check_texts(texts, "texts")
     limit = embedder.passage_max_length
@@ -171,7 +174,8 @@ def embed_documents(
     there = np.isfinite(table).all(axis=1)
     todo, kept = np.flatnonzero(~there), np.flatnonzero(there)
     if len(kept):
-        few = kept[[0, len(kept) // 2, -1]]
+        longest = max(kept, key=lambda i: len(texts[i]))  # another window would show there
+        few = np.array([kept[0], longest, kept[-1]])
         with warnings.catch_warnings(action="ignore", category=TruncationWarning):
             again = [texts[i] for i in few]
             made = _embed(embedder, again, limit, "documents", False, places=few)
@@ -188,11 +192,8 @@ def embed_documents(
 def _open_store(path: Path, rows: int, width: int) -> np.memmap:
     """A (rows, width) float32 file; rows that are not computed yet hold NaN."""
     if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        fresh = path.with_suffix(".tmp")
-        with fresh.open("wb") as stream:
+        with replacing(path) as fresh, fresh.open("wb") as stream:
             np.save(stream, np.full((rows, width), np.nan, dtype=np.float32))
-        fresh.replace(path)
     table = np.lib.format.open_memmap(path, mode="r+")
     if table.shape != (rows, width):
         raise ValueError(
@@ -206,8 +207,8 @@ def _compare(kept: np.ndarray, made: np.ndarray, path: str | Path) -> None:
     apart = np.linalg.norm(kept - made, axis=1) / np.linalg.norm(made, axis=1)
     if apart.max() > 0.05:
         raise ValueError(
-            f"{path} holds vectors of another model or of other texts: delete it, or keep these "
-            "in another file."
+            f"{path} holds vectors of another model or window, or of other texts: delete it, or "
+            "keep these in another file."
         )
 
 

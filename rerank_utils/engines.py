@@ -8,7 +8,6 @@ from __future__ import annotations
 import copy
 import hashlib
 import os
-import shutil
 import tempfile
 import threading
 import warnings
@@ -154,7 +153,7 @@ def _open_torch(model: PreTrainedModel, dtype: str, weights: str) -> Forward:
     if wanted == torch.float32:
         raise ValueError(
             f"dtype is 'float32', but the weights were rounded to {model.dtype} before: load "
-            "the reranker anew, and score with this dtype first."
+            "the reranker anew with load_reranker, and score with this dtype first."
         )
     return _torch_forward(copy.deepcopy(model).to(wanted))
 
@@ -300,14 +299,13 @@ def _quantize(path: Path, target: Path, bits: int) -> None:
     """
     import logging
 
+    import onnx
     from onnxruntime.quantization import QuantType, quantize_dynamic
 
     logging.getLogger().addFilter(quiet := lambda record: "pre-processing" not in record.msg)
-    # it writes beside its input, where another process may do the same
-    source = shutil.copy(path, target.with_name("source.onnx"))
     try:
         quantize_dynamic(
-            source,
+            onnx.load(path),  # with the weights that lie beside a file of more than 2 GB
             target,
             weight_type=QuantType.QInt8,
             per_channel=True,
@@ -315,7 +313,6 @@ def _quantize(path: Path, target: Path, bits: int) -> None:
         )
     finally:
         logging.getLogger().removeFilter(quiet)
-        Path(source).unlink()
 
 
 def _compress(path: Path, target: Path) -> None:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import gzip
+import os
+import zlib
 from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 
@@ -25,7 +28,7 @@ def read_lines(path: str | Path) -> Iterator[tuple[int, str]]:
                     text = text.removeprefix("\ufeff")
                 if text.strip():
                     yield number, text
-    except (EOFError, gzip.BadGzipFile) as error:
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise ValueError(f"{path} is damaged ({error}): fetch or pack it anew.") from None
 
 
@@ -51,14 +54,28 @@ def write_whole(text: str, path: str | Path) -> None:
     Raises:
         OSError: it cannot be written.
     """
-    path = Path(path)
-    fresh, content = path.with_name(f"{path.name}.tmp"), text.encode()
-    try:
+    content = text.encode()
+    with replacing(Path(path)) as fresh:
         fresh.write_bytes(content)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write to; the file moves to `path` at the end. Folders are made.
+
+    Raises:
+        OSError: it cannot be written. What stood there before stays, and no half file is left.
+    """
+    fresh = path.with_name(f"{path.name}.{os.getpid()}.tmp")  # another process may do the same
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield fresh
         fresh.replace(path)
     except OSError as error:
-        fresh.unlink(missing_ok=True)
         raise type(error)(
             f"{path} could not be written ({error}); what stood there before is kept. Make room "
             "on the disk, or choose another place, and try again."
         ) from error
+    finally:
+        with suppress(OSError):  # it is gone, or there was never a place for it
+            fresh.unlink()

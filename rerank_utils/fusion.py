@@ -26,18 +26,19 @@ def interpolate(
         name: name of the result.
 
     Raises:
-        ValueError: weight outside [0, 1], a depth below 1 or beyond that of the reranking, or the
-            runs hold different queries or candidates.
+        ValueError: weight outside [0, 1], a depth below 1 or beyond that to which either run was
+            reranked, or the runs hold different queries or candidates.
     """
     if not 0 <= weight <= 1:
         raise ValueError(f"weight is {weight}: choose it from 0 to 1.")
     if depth < 1:
         raise ValueError(f"depth is {depth}: choose 1 or more, as for rerank.")
-    if reranked.depth is not None and depth > reranked.depth:
-        raise ValueError(
-            f"depth is {depth}, but {reranked.name!r} was reranked to a depth of "
-            f"{reranked.depth}: use that."
-        )
+    for run in (first_stage, reranked):
+        if run.depth is not None and depth > run.depth:
+            raise ValueError(
+                f"depth is {depth}, but {run.name!r} was reranked to a depth of {run.depth}, and "
+                "its scores below mean nothing: use that depth."
+            )
     if list(first_stage.query_ids) != list(reranked.query_ids):
         raise ValueError("The two runs hold different queries: rerank this first stage.")
     mixed = {}
@@ -107,9 +108,16 @@ def convex_combination(
         For each query, every document that any run holds.
 
     Raises:
-        ValueError: fewer than two runs, different queries, weights that do not fit, or an
-            unknown normalisation.
+        ValueError: fewer than two runs, different queries, weights that do not fit, an unknown
+            normalisation, or a run that was reranked in part: its scores below that depth only
+            keep the order, and would set the scale of the rest.
     """
+    for run in runs:
+        if run.depth is not None:
+            raise ValueError(
+                f"Only the first {run.depth} documents of {run.name!r} have a reranker's score: "
+                "rerank all that the run holds, or fuse by rank (reciprocal_rank_fusion)."
+            )
     if len(weights) != len(runs):
         raise ValueError(f"{len(weights)} weights for {len(runs)} runs: give one for each.")
     if not (min(weights, default=0) >= 0 and abs(sum(weights) - 1) < 1e-6):

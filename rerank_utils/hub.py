@@ -191,6 +191,16 @@ def _all_shards(folder: Path, pattern: str) -> bool:
     return bool(names) and (only_one or not totals or len(totals) >= max(totals))
 
 
+def _require_whole(weights: Path) -> None:
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        with safe_open(weights, framework="np"):
+            pass
+    except SafetensorError as error:
+        raise ValueError(f"{weights} is damaged ({error}): copy or fetch it anew.") from None
+
+
 def _checked(folder: Path, allow_pickle: bool) -> str:
     if not (folder / "config.json").exists():
         raise FileNotFoundError(f"{folder} has no config.json: it is not a model folder.")
@@ -206,6 +216,7 @@ def _checked(folder: Path, allow_pickle: bool) -> str:
                     f"{path} holds no weights, only where git-lfs has them: run `git lfs pull` in "
                     "that folder."
                 )
+        _require_whole(path)
     if _is_complete(folder, allow_pickle):
         return str(folder)
     if _is_complete(folder, allow_pickle=True):

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .batching import check_texts
-from .files import write_whole
+from .files import replacing
 from .run import Run
 
 if TYPE_CHECKING:
@@ -87,32 +87,41 @@ class DenseIndex:
         return Run.from_lists(list(query_ids), documents, values, name)
 
     def save(self, folder: str | Path) -> None:
-        """Write the index and its ids into a folder; one that stood there stays until both are."""
+        """Write the index and its ids into a folder; one that stood there stays until both are.
+
+        Raises:
+            OSError: they cannot be written.
+        """
         import faiss
 
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        fresh = folder / f"{_INDEX_FILE}.tmp"
-        try:
-            faiss.write_index(self.faiss_index, str(fresh))
-            write_whole(json.dumps(self.doc_ids), folder / _IDS_FILE)
-            fresh.replace(folder / _INDEX_FILE)
-        finally:
-            fresh.unlink(missing_ok=True)
+        index, ids = Path(folder) / _INDEX_FILE, Path(folder) / _IDS_FILE
+        with replacing(ids) as fresh_ids:
+            fresh_ids.write_bytes(json.dumps(self.doc_ids).encode())
+            fresh_index = fresh_ids.with_name(f"{index.name}.tmp")
+            try:
+                faiss.write_index(self.faiss_index, str(fresh_index))
+                # until the new ids are there, `load` is to find none rather than another index's
+                ids.unlink(missing_ok=True)
+                fresh_index.replace(index)
+            except RuntimeError as error:  # what FAISS makes of a full disk
+                raise OSError(str(error)) from error
+            finally:
+                fresh_index.unlink(missing_ok=True)
 
     @classmethod
     def load(cls, folder: str | Path) -> DenseIndex:
         """Read what `save` wrote.
 
         Raises:
-            FileNotFoundError: the folder holds no index.
+            FileNotFoundError: the folder holds no index, or one whose saving broke off.
             ValueError: the index is damaged, or it and the ids do not belong together.
         """
         import faiss
 
         folder = Path(folder)
-        if not (folder / _INDEX_FILE).exists():
-            raise FileNotFoundError(f"{folder} holds no {_INDEX_FILE}: save an index there first.")
+        for name in (_INDEX_FILE, _IDS_FILE):
+            if not (folder / name).exists():
+                raise FileNotFoundError(f"{folder} holds no {name}: save an index there first.")
         try:
             index = faiss.read_index(str(folder / _INDEX_FILE))
         except RuntimeError as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
 import time
 import warnings
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from .collection import Collection, write_qrels
 from .embedding import embed_documents, embed_queries, load_embedder
 from .engines import check_choice
 from .evaluation import Comparison, Evaluation, compare, evaluate
-from .files import write_whole
+from .files import replacing, write_whole
 from .hub import fingerprint
 from .indexing import DenseIndex, build_index, build_index_from
 from .plotting import plot_before_after
@@ -289,16 +288,13 @@ def embed_stream(
     """
     from tqdm import tqdm
 
-    store.mkdir(parents=True, exist_ok=True)
     with tqdm(desc="embed corpus", unit=" documents") as bar:
         for ids, texts in batches:
             path = store / f"{_key(texts)}.npy"
             if not path.exists():
                 vectors = embed(texts)
-                fresh = path.with_suffix(f".{os.getpid()}.tmp")  # another process may do the same
-                with fresh.open("wb") as stream:
+                with replacing(path) as fresh, fresh.open("wb") as stream:
                     np.save(stream, vectors)
-                fresh.replace(path)  # in one step: a file of this name is whole
             bar.update(len(ids))
             yield ids, np.load(path)
 
@@ -318,7 +314,7 @@ def score_cache(
 def _vectors_of(profile: Profile, model: str) -> list[str]:
     """What decides the vectors of a text; a GPU makes them in half precision."""
     length = str(profile.embedder_length)
-    return [fingerprint(model), profile.pooling, length, best_device()]
+    return [fingerprint(model), str(profile.pooling), length, best_device()]
 
 
 def _key(parts: Iterable[str]) -> str:

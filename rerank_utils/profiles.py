@@ -40,7 +40,7 @@ class Profile:
     load: Callable[[], Collection]
     embedder: str
     reranker: str
-    pooling: str = "cls"
+    pooling: str | None = "cls"
     instruction: str | None = None
     embedder_length: int = 512
     reranker_length: int = 512

@@ -19,6 +19,7 @@ if TYPE_CHECKING:
 _TEXTS = 200
 """Documents of the CWE collection that a tokenizer is trained on."""
 _WORDS = 1_000
+_M3_HEADS = ("colbert_linear", "sparse_linear")
 _SIZES = {"num_hidden_layers": 2, "hidden_size": 32, "intermediate_size": 64}
 _SIZES |= {"num_attention_heads": 2, "initializer_range": 0.2}
 
@@ -54,6 +55,8 @@ def build_tiny(kind: str, folder: str | Path, seed: int = 0, **config: Any) -> P
     model_class = getattr(transformers, class_name)
     fields = {"vocab_size": len(tokenizer), **_special_ids(tokenizer), **_SIZES, **own, **config}
     folder = Path(folder)
+    for name in _M3_HEADS:  # of another kind that stood there
+        (folder / f"{name}.pt").unlink(missing_ok=True)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         model = model_class(model_class.config_class(**fields))
@@ -73,7 +76,7 @@ def _save_m3_heads(config: PretrainedConfig, folder: Path) -> None:
     """The two linear layers of bge-m3 beside the encoder: for token vectors and token weights."""
     import torch
 
-    for name, width in (("colbert_linear", config.hidden_size), ("sparse_linear", 1)):
+    for name, width in zip(_M3_HEADS, (config.hidden_size, 1), strict=True):
         layer = torch.nn.Linear(config.hidden_size, width)
         torch.save(layer.state_dict(), folder / f"{name}.pt")
 

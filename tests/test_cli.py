@@ -109,7 +109,9 @@ def test_backend_and_dtype_are_passed_on_named_and_kept_apart(
     [
         (["--dtype", "int8"], "backend='torch' has no dtype 'int8'"),
         (["--profile", "nonsense"], "Unknown profile 'nonsense': choose offline"),
-        (["--collection", "nowhere"], "no folder 'nowhere' (with a corpus.jsonl)"),
+        (["--collection", "nowhere"], "no folder 'nowhere'"),
+        (["--collection", "scifact"], "such as --profile beir:scifact"),  # not that of the hub
+        (["--reranker", "packaged:cwe-reranker", "--max-length", "0"], "max_length is 0"),
         (["--profile", "offline", "--collection", "x"], "not both"),
         (["--depth", "0"], "The depth is 0"),
         (["--depth", "5000"], "The depth is 5000, but 'cwe' holds 938 documents"),

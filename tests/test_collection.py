@@ -57,6 +57,8 @@ def test_qrels_survive_a_file(tmp_path):
     qrels = {"q1": {"d1": 2, "d2": 0}, "q2": {"d2": -1}}
     write_qrels(qrels, tmp_path / "qrels.trec")
     assert read_qrels(tmp_path / "qrels.trec") == qrels
+    write_qrels({"q1": {"d1": True}}, tmp_path / "qrels.trec")
+    assert read_qrels(tmp_path / "qrels.trec") == {"q1": {"d1": 1}}
 
 
 @pytest.mark.parametrize("line", ["q1 0 d1", "q1 0 d1 high", "q1 0 d1 1 more"])

@@ -70,6 +70,27 @@ def test_seven_bits_where_sums_of_int8_overflow(
     assert largest - 2 <= found <= largest
 
 
+def test_a_model_whose_weights_lie_beside_its_export_is_quantized(
+    tiny_reranker_folder, tmp_path, monkeypatch
+):
+    """As those of a model of more than 2 GB do."""
+    import onnx
+
+    def export(model, path, plain=engines._export):
+        plain(model, path)
+        beside = {"save_as_external_data": True, "location": "weights", "size_threshold": 0}
+        onnx.save_model(onnx.load(path), path, **beside)
+
+    reranker = load_reranker(tiny_reranker_folder, max_length=64, device="cpu")
+    expected = score_pairs(reranker, PAIRS)
+    monkeypatch.setattr(engines, "_export", export)
+    for backend, dtype in (("onnx", "float32"), ("onnx", "int8"), ("openvino", "int8")):
+        engines._ready.clear()
+        found = score_pairs(reranker, PAIRS, backend=backend, dtype=dtype)
+        assert np.corrcoef(found, expected)[0, 1] > 0.95
+    assert list(tmp_path.glob("onnx-*/weights"))
+
+
 def test_the_export_is_written_once_and_again_for_other_weights(
     tiny_reranker_folder, tmp_path, monkeypatch
 ):

@@ -35,7 +35,9 @@ def test_what_is_no_text_is_named(tmp_path):
     with pytest.raises(ValueError, match="qrels, line 1: not UTF-8 text"):
         read_qrels(path)
     packed = tmp_path / "qrels.gz"
-    for damaged in (gzip.compress(LINES.encode() * 99)[:-12], LINES.encode()):
+    whole = gzip.compress(LINES.encode() * 99)
+    flipped = whole[:20] + bytes(255 - byte for byte in whole[20:26]) + whole[26:]
+    for damaged in (whole[:-12], LINES.encode(), flipped):
         packed.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"qrels.gz is damaged"):
             list(read_lines(packed))
@@ -60,5 +62,7 @@ def test_a_file_is_written_whole_or_stays_as_it_was(tmp_path, monkeypatch):
             with pytest.raises(OSError, match="what stood there before is kept"):
                 writing()
     assert path.read_text() == "before\n" and list(tmp_path.iterdir()) == [path]
-    with pytest.raises(FileNotFoundError, match="could not be written"):
-        write_whole("x", tmp_path / "no folder" / "file")
+    write_whole("x", tmp_path / "new" / "folder" / "file")
+    assert (tmp_path / "new" / "folder" / "file").read_text() == "x"
+    with pytest.raises(OSError, match="could not be written"):
+        write_whole("x", path / "file")

@@ -88,6 +88,11 @@ def test_scores_below_the_depth_of_a_reranking_are_not_mixed():
     assert interpolate(first, second, 1.0, 2).doc_ids[0].tolist() == ["b", "a", "c"]
     with pytest.raises(ValueError, match="depth is 3, but 'reranked' was reranked to a depth of 2"):
         interpolate(first, second, 0.5, 3)
+    with pytest.raises(ValueError, match="depth is 3, but 'reranked' was reranked to a depth of 2"):
+        interpolate(second, rescore(second, {"q": dict.fromkeys("abc", 1.0)}, "again"), 0.5, 3)
     for depth in (0, -1):
         with pytest.raises(ValueError, match=f"depth is {depth}: choose 1 or more"):
             interpolate(first, second, 0.5, depth)
+    with pytest.raises(ValueError, match="Only the first 2 documents of 'reranked' have a rerank"):
+        convex_combination([first, second], [0.5, 0.5])
+    assert reciprocal_rank_fusion([first, second]).doc_ids[0].tolist() == ["b", "a", "c"]

@@ -291,6 +291,13 @@ def test_a_beir_set_by_name(scifact, served, python):
     assert "and 1 queries that have no other" in done.stderr
 
 
+def test_a_gated_data_set_says_where_its_terms_are(scifact, hub, served, python):
+    hub.gated.add("BeIR/scifact-qrels")
+    done = python(served.url, "-c", BEIR, "scifact")
+    assert "PermissionError|The data set 'BeIR/scifact-qrels' is gated" in done.stdout
+    assert f"{served.url}/datasets/BeIR/scifact-qrels, then log in" in done.stdout
+
+
 def test_a_beir_set_of_another_kind_is_named(scifact, hub, served, python):
     import datasets
 

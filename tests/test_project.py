@@ -28,7 +28,7 @@ ROOMS = {
     "llm": {"batching", "pairs"},
     "engines": {"batching", "bundled", "encoder"},
     "cwe": {"collection"},
-    "embedding": TOOLS | {"opening", "zoo"},
+    "embedding": TOOLS | {"files", "opening", "zoo"},
     "beir": {"collection", "files", "hub"},
     "trec": NOUNS | {"files"},
     "loaders": {"beir", "collection", "cwe", "trec"},

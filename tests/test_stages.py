@@ -209,12 +209,19 @@ def test_a_store_of_another_shape_is_refused(embedder, texts, tmp_path):
 
 
 def test_a_store_of_another_model_or_of_other_texts_is_refused(embedder, texts, tmp_path):
+    texts = ["a", "b", *texts[:2], "c", *texts[2:]]  # only the longest tell of another window
     store = tmp_path / "v.npy"
     embed_documents(embedder, texts[:5], store)
     other = load_embedder(minilm_path(), "cls", None, 256, "cpu")
-    for model, asked in ((embedder, texts[5:10]), (embedder, texts[4::-1]), (other, texts[:5])):
+    short = load_embedder(minilm_path(), "mean", None, 64, "cpu")
+    for model, asked in (
+        (embedder, texts[5:10]),
+        (embedder, texts[4::-1]),
+        (other, texts[:5]),
+        (short, texts[:5]),
+    ):
         before = store.read_bytes()
-        with pytest.raises(ValueError, match="another model or of other texts: delete it"):
+        with pytest.raises(ValueError, match="another model or window, or of other texts: delete"):
             embed_documents(model, asked, store)
         assert store.read_bytes() == before
 
@@ -238,6 +245,9 @@ def test_bad_input_to_the_embedder_is_named(embedder):
             embed(embedder, "buffer overflow")
         with pytest.raises(ValueError, match=r"texts\[1\] holds half a character"):
             embed(embedder, ["a", "\ud83d"])
+        for texts in ({"CWE-121": "buffer overflow"}, {"buffer overflow"}):
+            with pytest.raises(TypeError, match=r"texts is a (dict|set), expected a list"):
+                embed(embedder, texts)
     with pytest.raises(ValueError, match="Unknown pooling 'max'"):
         load_embedder(minilm_path(), pooling="max")
 
@@ -291,9 +301,20 @@ def test_an_index_that_is_saved_halfway_leaves_the_one_before(tmp_path, monkeypa
         patch.setattr(Path, "write_bytes", full)
         with pytest.raises(OSError, match="could not be written"):
             build_index(vectors, ["c", "b", "a"]).save(tmp_path)
+    with monkeypatch.context() as patch:
+        patch.setattr(faiss, "write_index", lambda *given: full(*given))
+        with pytest.raises(OSError, match="could not be written"):
+            build_index(vectors, ["c", "b", "a"]).save(tmp_path)
     found = DenseIndex.load(tmp_path).search(["q"], vectors[:1], 1)
     assert found.top("q", 1) == [("a", 1.0)]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["doc_ids.json", "index.faiss"]
+    with monkeypatch.context() as patch:  # between the two files: old ids are not taken for new
+        patch.setattr(Path, "replace", lambda self, target: full(self, b""))
+        with pytest.raises(OSError, match="could not be written"):
+            build_index(vectors, ["c", "b", "a"]).save(tmp_path)
+    with pytest.raises(FileNotFoundError, match=r"holds no doc_ids.json"):
+        DenseIndex.load(tmp_path)
+    build_index(vectors, ["c", "b", "a"]).save(tmp_path)
     index = tmp_path / "index.faiss"
     index.write_bytes(index.read_bytes()[:-5])
     with pytest.raises(ValueError, match=r"index.faiss is damaged"):
@@ -504,6 +525,14 @@ def test_a_length_the_model_cannot_read_is_refused(tiny_reranker_folder, length)
         load_reranker(tiny_reranker_folder, length, "cpu")
     with pytest.raises(ValueError, match=sentence):
         load_embedder(minilm_path(), "mean", max_length=length, device="cpu")
+
+
+def test_weights_that_were_copied_halfway_are_damaged(tiny_reranker_folder, tmp_path):
+    folder = shutil.copytree(tiny_reranker_folder, tmp_path / "halfway")
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:-100])
+    with pytest.raises(ValueError, match=r"model.safetensors is damaged .*: copy or fetch it"):
+        load_reranker(folder)
 
 
 def test_positions_of_xlmr_start_after_padding(tiny_xlmr_folder):

@@ -272,7 +272,9 @@ def test_a_tiny_model_is_the_same_for_the_same_seed(kind, tiny, tmp_path):
     again = build_tiny(kind, tmp_path / "again")
     for name in ("model.safetensors", "tokenizer.json"):
         assert (again / name).read_bytes() == (tiny(kind) / name).read_bytes(), name
+    build_tiny("bge-m3", tmp_path / "other")
     other = build_tiny(kind, tmp_path / "other", seed=1)
+    assert {path.name for path in other.iterdir()} == {path.name for path in again.iterdir()}
     weights = [(folder / "model.safetensors").read_bytes() for folder in (again, other)]
     assert weights[0] != weights[1]
 
