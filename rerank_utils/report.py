@@ -248,8 +248,9 @@ def main(arguments: list[str] | None = None) -> int:
     test = report.test
     test.save(folder / "test")
     split = (
-        f"The {len(test.collection.queries)} queries are the test split: no training query had one "
-        "of their weaknesses as an answer."
+        f"The {len(test.collection.queries)} queries are the test split: their weaknesses took no "
+        "part in training, neither as answers nor as candidates. Training reports that are filed "
+        "under one of these too were asked with their other weaknesses alone (model card)."
     )
     write_between_markers(Path("README.md"), f"{as_markdown(report.table)}\n{split}")
     title = f"{len(test.collection.queries)} vulnerability reports of the test split"
