@@ -21,6 +21,8 @@ from typing import Any
 import numpy as np
 
 RESULTS = Path("artifacts") / "benchmarks"
+LOAD_BEFORE = round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None
+"""Of the machine, before the benchmark itself had begun to work."""
 PACKAGES = (
     "torch",
     "transformers",
@@ -121,7 +123,7 @@ def machine() -> dict[str, Any]:
         "processor": _processor(),
         "cores": os.cpu_count(),
         "torch threads": torch.get_num_threads(),
-        "load before": round(os.getloadavg()[0], 2) if hasattr(os, "getloadavg") else None,
+        "load before": LOAD_BEFORE,
         "instructions": torch.backends.cpu.get_cpu_capability(),
         "gpu": gpu,
         "system": f"{platform.system()} {platform.machine()}",

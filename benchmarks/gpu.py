@@ -8,6 +8,7 @@ MiniLM's, which needs no download.
 from __future__ import annotations
 
 import argparse
+import re
 import tempfile
 import warnings
 from collections.abc import Sequence
@@ -152,8 +153,10 @@ def _peak(device: str) -> float | None:
 
     if not device.startswith("cuda"):
         return None
-    name = torch.cuda.get_device_name(0)
-    return next((peak for key, peak in PEAKS.items() if key in name), None)
+    words = set(re.split(r"[ -]", torch.cuda.get_device_name(0)))
+    if words & {"PCIe", "NVL"}:  # slower than the sheets of PEAKS
+        return None
+    return next((peak for key, peak in PEAKS.items() if key in words), None)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -60,6 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reranker", default=OFFLINE.reranker)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
+    if given.documents * max(FACTORS) > (there := len(OFFLINE.load().documents)):
+        parser.error(f"--documents is {given.documents}: {there // max(FACTORS)} at most.")
     warnings.simplefilter("ignore", TruncationWarning)
     quiet_libraries()
     found = stages(given.documents, given.pairs, given.reranker)

@@ -9,6 +9,7 @@ that of a training: the tuned encoder in it is what mines.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import random
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -29,6 +30,7 @@ from rerank_utils.reranking import load_reranker, rerank
 from rerank_utils.run import Run
 from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_curve import QUICK
+from rerank_utils.training_folder import identity
 
 DEPTH = 50
 BATCH = 4
@@ -52,9 +54,10 @@ def learn_scores(
     trainer: Trainer, source: Path, groups: list[Group], folder: Path, steps: int
 ) -> Path:
     """A student of half the layers, trained on the teacher's scores alone."""
-    window, lines = OFFLINE.reranker_length, folder / "scored.jsonl"
+    few, window = groups[: steps * BATCH], OFFLINE.reranker_length
+    teacher = hashlib.sha256(identity(source).encode()).hexdigest()[:8]
+    lines = folder / f"scored-{len(few)}-{teacher}.jsonl"
     if not lines.exists():
-        few = groups[: steps * BATCH]
         write_jsonl(teacher_scores(few, load_reranker(source, window, "cpu"), **QUICK), lines)
     return finetune(
         half_depth(source, folder / "as_cut"),
@@ -90,9 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     window, source = profile.reranker_length, locate(given.reranker)
 
     trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
-    lines = work / "train.jsonl"
+    count = BATCH * max(given.steps, given.score_steps)
+    lines = work / f"train-{count}.jsonl"
     if not lines.exists():
-        write_jsonl(draw_groups(trainer, BATCH * max(given.steps, given.score_steps)), lines)
+        write_jsonl(draw_groups(trainer, count), lines)
     models = {
         "teacher": source,
         "half, as cut": half_depth(source, work / "as_cut"),

@@ -141,9 +141,10 @@ def run_batches(
             keep(positions, outputs)
 
     opened = _cpu_lanes(forward, len(cuts), lanes) if on_cpu else _gpu_lanes(forward)
+    hidden = {"disable": True} if desc is None else {}  # given, it would outdo TQDM_DISABLE
     with (
         opened as (lane_count, submit),
-        tqdm(total=total, desc=desc, unit="", disable=desc is None) as bar,
+        tqdm(total=total, desc=desc, unit="", **hidden) as bar,
     ):
         try:
             while True:

@@ -273,7 +273,7 @@ class _Filter:
                 f"The qrels name document {document!r} for query {query!r}, which has no text: "
                 "pass its collection."
             )
-        return self.documents[document]
+        return text_of(self.documents, document, "document")
 
     def reason(self, query: str, candidate: Negative) -> str | None:
         document = candidate.document
@@ -352,14 +352,8 @@ def write_jsonl(groups: Sequence[Group], path: str | Path) -> Path:
     lines = []
     for number, group in enumerate(groups, 1):
         record = {key: value for key, value in vars(group).items() if value is not None}
-        _check(record, where := f"{path}, line {number}")
+        _check(record, f"{path}, line {number}")
         lines.append(json.dumps(record, ensure_ascii=False) + "\n")
-        if not is_unicode(lines[-1]):
-            raise ValueError(
-                f"{where}: a text holds half a character (a lone surrogate): read it anew with "
-                "the right encoding."
-            )
-    path.parent.mkdir(parents=True, exist_ok=True)
     write_whole("".join(lines), path)
     return path
 
@@ -370,12 +364,12 @@ def read_jsonl(path: str | Path) -> list[Group]:
     Raises:
         FileNotFoundError: no such file.
         ValueError: the file is empty; or, with its line number, a line that is no JSON object,
-            has no query, no positive or no negative, a negative that is also a positive, or
-            scores that do not fit the texts.
+            has no query, no positive or no negative, half a character in a text, a negative
+            that is also a positive, or scores that do not fit the texts.
     """
     groups = []
     try:
-        text = Path(path).read_text(encoding="utf-8")
+        text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path} is not in UTF-8 ({error}): save it in that encoding.") from None
     for number, line in enumerate(text.split("\n"), 1):
@@ -410,6 +404,11 @@ def _check(record: Any, where: str) -> None:
                 f"{where}: {side!r} holds no text, or an empty one: give at least one text that "
                 f"{meaning} the query, or drop the line."
             )
+    if not all(map(is_unicode, (query, *record["pos"], *record["neg"]))):
+        raise ValueError(
+            f"{where}: a text holds half a character (a lone surrogate): read it anew with the "
+            "right encoding."
+        )
     both = set(record["pos"]) & set(record["neg"])
     if both:
         raise ValueError(

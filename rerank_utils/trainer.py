@@ -128,7 +128,8 @@ class Progress(TrainerCallback):
         self.log = log
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **rest: Any) -> None:
-        """Open the line where the training stands."""
+        """Open the line where the training stands; a checkpoint brings its own intervals along."""
+        state.save_steps, state.logging_steps = args.save_steps, args.logging_steps
         self.bar = tqdm(total=state.max_steps, initial=state.global_step, desc="train")
 
     def on_step_end(self, args: Any, state: Any, control: Any, **rest: Any) -> None:

@@ -1,10 +1,10 @@
 """Train a reranker such as the bundled one: `python -m rerank_utils.training --output FOLDER`.
 
-Two stages, both on the training side of the split. (1) The packaged bi-encoder is tuned for a few
-minutes on (query, document) pairs, four times with other draws; these four, with BM25 beside them,
-are the teacher. (2) A cross-encoder, the first of them with a fresh head, learns to rank as the
-teacher does: a listwise KL divergence over one group of candidates. With `label_weight` the labels
-join the loss. Progress is saved, and the same command resumes.
+Two stages, both on the training side of the split. (1) The packaged bi-encoder is tuned on (query,
+document) pairs, four times with other draws, up to half an hour each on two cores; these four,
+with BM25 beside them, are the teacher. (2) A cross-encoder, the first of them with a fresh head,
+learns to rank as the teacher does: a listwise KL divergence over one group of candidates. With
+`label_weight` the labels join the loss. Progress is saved, and the same command resumes.
 
 What it learns from is in `training_data`, the teacher in `teacher`, what a query is compared with
 in `candidates`.
@@ -33,7 +33,7 @@ from .descent import Descent, in_order, length_parts
 from .hub import quiet_libraries
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
-from .training_folder import claim_folder, half_is_quick, save_state, write_log
+from .training_folder import claim_folder, half_is_quick, save_state, saving, write_log
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -96,6 +96,11 @@ class Recipe:
         self._check_numbers()
         self._check_group()
         self._check_texts()
+        if self.average_from and not self.average_to:
+            raise ValueError(
+                f"average_from is {self.average_from}, but average_to is 0, which averages "
+                f"nothing: give average_to too, such as {self.steps}."
+            )
         if self.average_to > self.steps or (self.average_to and not self.averaged()):
             raise ValueError(
                 f"No snapshot is saved from step {self.average_from} to {self.average_to}: there "
@@ -203,9 +208,10 @@ class Trainer:
         model = self.fresh_model()
         self.train(model, self.candidates(self.teacher(model)))
         self._average(model)
-        model.save_pretrained(self.output / "adapter")
-        write_bundle(self.output / "adapter", self.output / "bundle")
-        merge(self.output / "bundle", self.output / "merged")
+        with saving(self.output, "The model"):
+            model.save_pretrained(self.output / "adapter")
+            write_bundle(self.output / "adapter", self.output / "bundle")
+            merge(self.output / "bundle", self.output / "merged")
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
     def fresh_model(self, number: int = 0) -> PeftModel:
@@ -286,7 +292,8 @@ class Trainer:
         losses: list[tuple[float, float]] = []
         for step in bar:
             losses.append(self._train_step(step, rng, model, candidates, descent))
-            if (step + 1) % recipe.log_every == 0:
+            last = step + 1 == recipe.steps
+            if (step + 1) % recipe.log_every == 0 or last:
                 distil, label = np.mean(losses, axis=0)
                 losses.clear()
                 bar.set_postfix(distil=f"{distil:.3f}", label=f"{label:.3f}")
@@ -294,8 +301,9 @@ class Trainer:
                 write_log(self.log, self.output / "log.jsonl")
             # before the state: who resumes after it does not come by this step again
             if (step + 1) % recipe.snapshot_every == 0:
-                model.save_pretrained(self._snapshot(step + 1))
-            if (step + 1) % recipe.save_every == 0:
+                with saving(self._snapshot(step + 1), "A snapshot"):
+                    model.save_pretrained(self._snapshot(step + 1))
+            if (step + 1) % recipe.save_every == 0 or last:
                 self._save(step + 1, model, descent, rng)
 
     def _train_step(

@@ -3,13 +3,14 @@
 Writes the record that the course draws its curves from: the losses; how well each snapshot of the
 cross-encoder, and their average, rerank the dense candidates of dev; and how well the encoder of
 the first stage retrieves when it is tuned with a part of the reports. These smaller tunings are run
-here, a few minutes each, and kept in the folder.
+here, up to half an hour each on two cores, and kept in the folder.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +20,7 @@ from .bundled import adapter_path, merge
 from .collection import Collection
 from .engines import has_bfloat16
 from .evaluation import evaluate
+from .files import write_whole
 from .hub import quiet_libraries
 from .indexing import build_index
 from .pipeline import retrieve
@@ -128,8 +130,11 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=adapter_path() / RECORD)
     given = parser.parse_args(arguments)
     quiet_libraries()
-    found = record(given.folder, given.shares, given.queries)
-    given.output.write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
+    try:
+        found = record(given.folder, given.shares, given.queries)
+    except (ValueError, OSError) as error:
+        sys.exit(f"error: {error}")
+    write_whole(json.dumps(found, indent=1) + "\n", given.output)
     print(f"written: {given.output.name}")
 
 

@@ -209,12 +209,22 @@ def save_state(state: dict[str, Any], path: Path) -> None:
 
     fresh = path.with_suffix(".tmp")
     try:
-        torch.save(state, fresh)
-        fresh.replace(path)
-    except (OSError, RuntimeError) as error:  # torch's own writer raises the latter
+        with saving(path, "The state of the training"):
+            torch.save(state, fresh)
+            fresh.replace(path)
+    finally:
         fresh.unlink(missing_ok=True)
-        kept = "the one before is kept" if path.exists() else "there is no earlier one"
+
+
+@contextmanager
+def saving(path: Path, what: str) -> Iterator[None]:
+    """The errors of a full disk as one sentence, whatever class the libraries give them."""
+    from safetensors import SafetensorError
+
+    try:
+        yield
+    except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises the second
         raise OSError(
-            f"The state of the training could not be saved in {path} ({error}); {kept}. Make room "
-            "on the disk and call again with the same arguments."
+            f"{what} could not be saved in {path} ({error}); what was saved before is kept. Make "
+            "room on the disk and call again with the same arguments."
         ) from error

@@ -5,17 +5,22 @@ import os
 import random
 from collections.abc import Callable
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from cells import taught_source
+from hub_server import SETTINGS
 
 from rerank_utils import training_data
 from rerank_utils.mining import Group
 from rerank_utils.tiny import build_tiny
 from rerank_utils.training_data import training_documents, training_queries
 
-os.environ.setdefault("HF_HUB_OFFLINE", "1")  # a test that wants the hub says so itself
-os.environ.pop("RERANK_PROFILE", None)  # so that a user's own setting changes no test
+# A reader's own settings and cache of the hub change no test; one that wants a hub says so itself.
+for name in [name for name in os.environ if name.startswith(SETTINGS)]:
+    del os.environ[name]
+HUB_HOME = TemporaryDirectory(prefix="hub-home-")
+os.environ |= {"HF_HUB_OFFLINE": "1", "HF_HOME": HUB_HOME.name}
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from urllib.parse import parse_qs, unquote, urlsplit
 
+SETTINGS = ("HF_", "HUGGINGFACE_", "TRANSFORMERS_", "RERANK_PROFILE", "RERANK_ALLOW_PICKLE")
+"""How the environment variables begin that change what the clients of a hub do."""
 LARGE = (".safetensors", ".bin", ".onnx", ".parquet", ".pt")
 API = re.compile(
     r"/api/(models|datasets)/([^/]+/[^/]+)(?:/(revision|tree|paths-info)/([^/]+))?(.*)"

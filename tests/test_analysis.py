@@ -18,7 +18,7 @@ from rerank_utils.analysis import (
     side_by_side,
 )
 from rerank_utils.evaluation import evaluate
-from rerank_utils.plotting import DOWN, SAME, UP, plot_rank_movement
+from rerank_utils.plotting import DOWN, SAME, UP, plot_before_after, plot_rank_movement
 from rerank_utils.run import Run
 
 matplotlib.use("Agg")
@@ -179,3 +179,15 @@ def test_the_figure_draws_a_line_from_rank_to_rank():
     assert np.isclose(max(y for _, _, y in drawn), axes.get_yticks()[-1])
     texts = {text.get_text() for text in figure.legends[0].get_texts()}
     assert texts == {"up: 1", "same place: 2", "down: 2", "in neither run: 1"}
+
+
+def test_the_figure_of_measures_shows_both_means_and_their_difference():
+    first, second = (evaluate(run, {"up": QRELS["up"]}) for run in (BEFORE, AFTER))
+    (axes,) = plot_before_after(first, second).axes
+    means = [[evaluation.mean(name) for name in first.values] for evaluation in (first, second)]
+    assert means[0] != means[1]
+    dots = [part.get_offsets()[:, 0] for part in axes.collections if hasattr(part, "get_sizes")]
+    np.testing.assert_allclose(dots, means)
+    said = [f"{new:.3f} ({new - old:+.3f})" for old, new in zip(*means, strict=True)]
+    assert [text.get_text() for text in axes.texts] == said
+    assert [label.get_text() for label in axes.get_yticklabels()] == list(first.values)

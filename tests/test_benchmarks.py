@@ -74,7 +74,7 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
     assert teacher["share of the teacher"] == teacher["x teacher"] == 1
     ways = ["half, as cut", "half, layers matched", "half, scores alone"]
     assert [student["reranker"] for student in students] == ways
-    groups = read_jsonl(tmp_path / "training" / "half_depth" / "train.jsonl")
+    groups = read_jsonl(tmp_path / "training" / "half_depth" / "train-8.jsonl")
     assert len(groups) == 2 * half_depth.BATCH
     for group in groups:
         assert len(group.neg) == small.group - 1

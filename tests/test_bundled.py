@@ -67,7 +67,8 @@ def test_other_minilm_weights_are_refused(monkeypatch):
 
 def test_a_damaged_adapter_is_refused(own_cache, own_bundle):
     weights = own_bundle / "adapter_model.safetensors"
-    weights.write_bytes(weights.read_bytes()[:-1] + b"\0")
+    whole = weights.read_bytes()
+    weights.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
     with pytest.raises(ValueError, match=r"adapter_model.safetensors has sha256"):
         bundled.reranker_path()
     assert not own_cache.exists()
@@ -114,21 +115,26 @@ def test_two_processes_can_merge_at_once(own_cache, monkeypatch):
 
 
 def test_the_merged_model_is_base_plus_adapter(own_cache):
-    """Merging by hand: W + (alpha / r) B A for every adapted matrix."""
+    """Merging by hand: W + (alpha / r) B A for every adapted matrix, and the head as trained."""
     from safetensors.numpy import load_file
 
     adapter = load_file(bundled.adapter_path() / "adapter_model.safetensors")
     config = json.loads((bundled.adapter_path() / "adapter_config.json").read_text())
     base = load_file(bundled.minilm_path() / bundled.WEIGHTS)
     merged = load_file(bundled.reranker_path() / bundled.WEIGHTS)
-    name = "encoder.layer.3.attention.self.query"
-    a, b = (
-        next(v for k, v in adapter.items() if name in k and f"lora_{part}." in k) for part in "AB"
-    )
     scale = config["lora_alpha"] / config["r"]
-    expected = base[f"{name}.weight"] + scale * b.astype(np.float32) @ a.astype(np.float32)
-    np.testing.assert_allclose(merged[f"bert.{name}.weight"], expected, atol=1e-5)
-    assert np.abs(scale * b.astype(np.float32) @ a.astype(np.float32)).max() > 1e-3
+    adapted = [key for key in adapter if ".lora_A." in key]
+    assert len(adapted) == 36  # six layers of query, key, value and three dense
+    for key in adapted:
+        name = key.split(".bert.")[1].split(".lora_A")[0]
+        b, a = (adapter[key.replace("lora_A", part)] for part in ("lora_B", "lora_A"))
+        change = scale * b.astype(np.float32) @ a.astype(np.float32)
+        expected = base[f"{name}.weight"] + change
+        np.testing.assert_allclose(merged[f"bert.{name}.weight"], expected, atol=1e-5)
+        assert np.abs(change).max() > 1e-3
+    for name in ("classifier.weight", "classifier.bias", "bert.pooler.dense.weight"):
+        (trained,) = (value for key, value in adapter.items() if key.endswith(f".{name}"))
+        np.testing.assert_array_equal(merged[name], trained.astype(np.float32))
 
 
 def test_the_reranker_knows_a_weakness_from_another():

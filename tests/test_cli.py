@@ -119,9 +119,9 @@ def test_backend_and_dtype_are_passed_on_named_and_kept_apart(
         (["--embedder", "no/such/folder", "--pooling", "cls"], "no model folder 'no/such/folder'"),
         (["--embedder", "somebody/embedder"], "Give --pooling with --embedder"),
         (["--reranker", "packaged:x"], "Unknown model 'packaged:x'"),
-        (["--profile", "msmarco"], "offline profile"),
+        (["--profile", "msmarco"], "is not on this machine"),
         (["--profile", "beir:scifat"], "did you mean scifact"),
-        (["--profile", "beir:scifact"], "offline profile"),
+        (["--profile", "beir:scifact"], "is not on this machine"),
     ],
 )
 def test_a_wrong_argument_gets_one_sentence(
@@ -146,7 +146,8 @@ def test_an_interrupt_says_how_to_go_on(in_empty_folder, monkeypatch, capsys):
     assert "goes on from here" in capsys.readouterr().err
 
 
-def test_help_names_every_way_in(capsys):
+def test_help_names_every_way_in(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):
         main(["--help"])
     text = capsys.readouterr().out
@@ -157,7 +158,9 @@ def test_help_names_every_way_in(capsys):
         "queries",
         "embedder",
         "pooling",
+        "instruction",
         "reranker",
+        "max-length",
         "depth",
         "backend",
         "dtype",
@@ -208,6 +211,21 @@ def test_named_models_cut_at_max_length_and_packaged_ones_where_they_were_made_t
     with pytest.raises(ValueError, match="--max-length is for models"):
         lengths("--max-length", "64")
     assert lengths("--embedder", "x", "--pooling", "cls") == (512, 128)
+
+
+def test_the_offline_profile_asks_200_queries_and_all_with_0():
+    def queries(*arguments):
+        return chosen_profile(build_parser().parse_args(arguments)).queries
+
+    assert (queries(), queries("--queries", "7"), queries("--queries", "0")) == (200, 7, None)
+    assert chosen_profile(build_parser().parse_args([])).depth == 50
+
+
+def test_distractors_are_a_hundred_thousand_passages(monkeypatch):
+    asked = []
+    monkeypatch.setattr("rerank_utils.profiles.load_msmarco", lambda **given: asked.append(given))
+    get_profile("msmarco-distractors").load()
+    assert asked == [{"distractors": 100_000}]
 
 
 def test_an_unknown_profile_is_refused():

@@ -65,7 +65,7 @@ def test_qrels_survive_a_file(tmp_path):
 def test_a_malformed_qrels_line_is_named(tmp_path, line):
     path = tmp_path / "qrels.trec"
     path.write_text(f"q0 0 d0 1\n{line}\n")
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match="line 2: expected 'query"):
         read_qrels(path)
 
 

@@ -37,7 +37,7 @@ def test_torch_scores_in_each_precision(reranker, expected, dtype):
     near = 1e-4 if dtype == "float32" else 5e-2
     found = score_pairs(reranker, PAIRS, dtype=dtype)
     np.testing.assert_allclose(found, expected, atol=near)
-    assert np.allclose(found, expected, atol=1e-6) == (dtype == "float32")
+    assert (np.abs(found - expected).max() > 1e-4) == (dtype != "float32")
     assert reranker.model.dtype == torch.float32  # the reranker itself is left as it was
 
 

@@ -151,7 +151,7 @@ def test_a_run_made_elsewhere_scores_as_on_the_command_line_of_ir_measures(tmp_p
 @pytest.mark.parametrize("measure", ["MRR@10", "nDCG@0", "nDCG@x", "nDCG@", "P", ""])
 def test_an_unknown_measure_is_refused(measure):
     run = Run.from_lists(["q"], [["a"]], [[1]])
-    with pytest.raises(ValueError, match=r"measure|P needs"):
+    with pytest.raises(ValueError, match="P needs" if measure == "P" else "Unknown measure"):
         evaluate(run, {"q": {"a": 1}}, [measure])
 
 

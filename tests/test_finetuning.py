@@ -40,6 +40,14 @@ def weights(folder):
     return load_file(folder / "model.safetensors")
 
 
+def test_the_rate_rises_and_falls_in_straight_lines(tiny_reranker_folder, train_file, tmp_path):
+    finetune(tiny_reranker_folder, train_file, tmp_path / "out", steps=10, warmup=0.2, **SMALL)
+    rates = [row["rate"] for row in read_log(tmp_path / "out")]
+    assert max(rates) == SMALL["rate"] and rates[0] < SMALL["rate"]
+    np.testing.assert_allclose(np.diff(rates[2:]), -SMALL["rate"] / 8, rtol=1e-6)
+    assert 0 <= rates[-1] <= SMALL["rate"] / 8 + 1e-12
+
+
 def test_it_trains_and_ends_with_a_reranker(tiny_reranker_folder, train_file, tmp_path, capfd):
     handlers = list(logging.getLogger().handlers)
     model = finetune(tiny_reranker_folder, train_file, tmp_path / "out", steps=3, **SMALL)
@@ -73,9 +81,10 @@ def test_an_interrupt_keeps_a_checkpoint_and_changes_nothing(
 ):
     from rerank_utils import trainer
 
-    def train(name):
+    def train(name, save_every=3):
+        out = tmp_path / name
         return finetune(
-            tiny_reranker_folder, train_file, tmp_path / name, steps=11, save_every=3, **SMALL
+            tiny_reranker_folder, train_file, out, steps=11, save_every=save_every, **SMALL
         )
 
     whole = train("whole")  # 4 batches an epoch: the interrupt falls into the second
@@ -98,7 +107,15 @@ def test_an_interrupt_keeps_a_checkpoint_and_changes_nothing(
             steps=11,
             **(SMALL | {"rate": 1e-3}),
         )
-    resumed = weights(train("broken"))
+    saved, save = [], trainer.MendedTrainer._save_checkpoint
+
+    def noted(self, *given):
+        saved.append(self.state.global_step)
+        save(self, *given)
+
+    monkeypatch.setattr(trainer.MendedTrainer, "_save_checkpoint", noted)
+    resumed = weights(train("broken", save_every=1))  # what may change, does
+    assert saved == [7, 8, 9, 10, 11]
     for name, value in weights(whole).items():
         np.testing.assert_array_equal(value, resumed[name], err_msg=name)
     assert read_log(tmp_path / "broken") == read_log(tmp_path / "whole")
@@ -142,7 +159,7 @@ def test_a_full_disk_leaves_small_files_whole(
     write = Path.write_bytes
 
     def full(self, content):
-        if self.name == f"{name}.tmp":
+        if self.name.startswith(f"{name}.") and self.suffix == ".tmp":
             write(self, content[:5])
             raise OSError(28, "No space left on device")
         return write(self, content)

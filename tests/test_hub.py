@@ -10,7 +10,7 @@ from hashlib import sha256
 from pathlib import Path
 
 import pytest
-from hub_server import Hub, HubServer, SilentServer
+from hub_server import SETTINGS, Hub, HubServer, SilentServer
 
 from rerank_utils import download
 from rerank_utils.hub import find_model
@@ -80,8 +80,11 @@ def python(tmp_path):
     (tmp_path / "work").mkdir()
 
     def run(url: str, *arguments: str, **more: str) -> subprocess.CompletedProcess:
-        unset = ("HF_HUB_OFFLINE", "HF_TOKEN", "RERANK_PROFILE")
-        environment = {key: value for key, value in os.environ.items() if key not in unset}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(SETTINGS) and not key.lower().endswith("_proxy")
+        }
         environment |= {"HF_ENDPOINT": url, "HF_HOME": str(tmp_path / "home")}
         environment |= {"PYTHONPATH": str(ROOT), **more}
         command = [sys.executable, *arguments]

@@ -137,21 +137,54 @@ def middles(notebook):
     return {name: sum(r) / 2 for name, r in expected_ranges("offline", notebook).items()}
 
 
-@pytest.mark.parametrize("end", [0, 1], ids=["low", "high"])
-@pytest.mark.parametrize(("notebook", "metric"), RANGES, ids=[" ".join(r) for r in RANGES])
-def test_every_range_can_fail(notebook, metric, end):
+@pytest.mark.parametrize("notebook", sorted({notebook for notebook, _ in RANGES}))
+def test_every_range_can_fail(notebook):
     check_metrics("offline", notebook, middles(notebook))
-    low, high = expected_ranges("offline", notebook)[metric]
-    for wrong in ((low - 0.001, high + 0.001)[end], float("nan")):
-        with pytest.raises(AssertionError, match=re.escape(metric)):
-            check_metrics("offline", notebook, {**middles(notebook), metric: wrong})
+    for metric, (low, high) in expected_ranges("offline", notebook).items():
+        for wrong in (low - 0.001, high + 0.001, float("nan")):
+            with pytest.raises(AssertionError, match=re.escape(metric)):
+                check_metrics("offline", notebook, {**middles(notebook), metric: wrong})
+
+
+WIDE = {
+    "tokens computed, loop over ours": 0.3,
+    "loss, last over first": 0.6,
+    "gain over the untrained head": 0.11,
+    "student's loss, last over first": 0.5,
+    "student, share of teacher": 0.5,
+    "gain of the distilled": 0.17,
+    "loss over ln 4, high rate": 20,
+    "careless, linked": 2,
+}
+"""Metric -> width of a range that is no narrow one: what a training gives, and what is counted."""
 
 
 @pytest.mark.parametrize(("notebook", "metric"), RANGES, ids=[" ".join(r) for r in RANGES])
-def test_every_range_of_a_measure_is_narrow(notebook, metric):
+def test_every_range_is_narrow_or_named(notebook, metric):
     low, high = expected_ranges("offline", notebook)[metric]
-    if re.match(r"(nDCG|RR|MRR|R|AP|Success)\b", metric):
-        assert high - low <= 0.0301
+    narrow = max(0.04, 0.07 * high)  # of a measure; of what has another unit
+    assert high - low <= WIDE.get(metric, narrow) + 1e-9
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_the_stored_check_is_that_of_today(path):
+    """The ranges that a reader sees are those of the file, and no stored value sits at an edge."""
+    if path.stem == "06_performance":
+        assert "older than the bundled reranker" in cells_of(path, "markdown")[0].source
+        return
+    (said,) = (
+        output["text"]
+        for cell in cells_of(path, "code")
+        for output in cell.outputs
+        if "check_metrics(" in cell.source and "text" in output
+    )
+    found = re.findall(r"^ok   (.+?) +(-?[\d.]+)   \[(.+), (.+)\]$", said, re.MULTILINE)
+    ranges = expected_ranges("offline", path.stem)
+    assert {name: (float(low), float(high)) for name, _, low, high in found} == ranges
+    for name, value, low, high in found:
+        if re.match(r"(nDCG|RR|MRR|R|AP|Success)\b", name) and "lost" not in name:
+            room = min(float(value) - float(low), float(high) - float(value))
+            assert room >= 0.0045 or float(low) in (0, 0.99), name
 
 
 @pytest.mark.parametrize("notebook", ["00_quickstart", "03_reranking", "04_evaluation"])

@@ -86,20 +86,14 @@ def test_arrows_point_down_only():
 
 def test_import_is_light():
     code = (
-        "import sys, time; start = time.perf_counter();"
+        "import sys;"
         "import rerank_utils, rerank_utils.pipeline;"
         "heavy = {'torch', 'transformers', 'faiss', 'datasets', 'FlagEmbedding', 'matplotlib'};"
         "heavy |= {'bm25s', 'scipy', 'sklearn'};"
-        "print(time.perf_counter() - start, sorted(heavy & set(sys.modules)))"
+        "print(sorted(heavy & set(sys.modules)))"
     )
-    seconds, heavy = min(
-        subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-        .stdout.strip()
-        .split(" ", 1)
-        for _ in range(3)
-    )
-    assert heavy == "[]"
-    assert float(seconds) < 0.5
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
 
 
 def project() -> dict:

@@ -6,6 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
+from rerank_utils import report as report_room
 from rerank_utils import reranking
 from rerank_utils.collection import Collection
 from rerank_utils.cwe import load_cwe
@@ -84,7 +85,20 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
         "_score",
         lambda model, pairs, *rest: scored.extend(pairs) or score(model, pairs, *rest),
     )
+    given = []
+    for choose in (choose_fusion, choose_weight):
+
+        def watched(*parts, choose=choose):
+            given.append(parts)
+            return choose(*parts)
+
+        monkeypatch.setattr(report_room, choose.__name__, watched)
     report = make_report(small_profile, tmp_path)
+    dev = set(small_profile.load().splits["dev"])
+    for *runs, qrels in [given[0], *(parts[:3] for parts in given[1:])]:
+        runs = runs[0] if isinstance(runs[0], list) else runs
+        assert all(set(asked) == dev for asked in (qrels, *(run.query_ids for run in runs)))
+    assert len(given) == 3
     names = list(report.table.evaluations)
     assert len(names) == 8 and len(report.table.rows) == 8 * len(MEASURES)
     assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE

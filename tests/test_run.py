@@ -72,7 +72,7 @@ def test_scores_not_printed_ranks_decide(tmp_path):
 def test_a_malformed_trec_line_is_named(tmp_path):
     path = tmp_path / "run.trec"
     path.write_text("q Q0 a 1 0.5 x\nq Q0 b two\n")
-    with pytest.raises(ValueError, match="line 2"):
+    with pytest.raises(ValueError, match="line 2: expected 'query"):
         Run.from_trec(path)
 
 

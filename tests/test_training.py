@@ -8,11 +8,14 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
+from scipy.special import log_softmax, rel_entr, softmax
 
 from rerank_utils import training, training_curve, training_data, training_folder
 from rerank_utils.bundled import ADAPTER
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
+from rerank_utils.lexical import search_bm25
 from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_data import training_documents
 
@@ -117,10 +120,52 @@ def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path):
     np.testing.assert_allclose(
         teacher.queries[:3] @ teacher.documents.T, np.mean(cosines, 0), atol=1e-6
     )
+    documents = trainer.data.documents
+    words = dict(
+        search_bm25(documents, {"q": trainer.data.queries[0].text}, len(documents)).top(
+            "q", len(documents)
+        )
+    )
+    lexical = np.array([words.get(document, 0) for document in trainer.data.ids])
+    expected = np.mean([one[0] for one in cosines], 0) / 0.05 + SMALL.bm25_weight * lexical
+    np.testing.assert_allclose(teacher.scores([0])[0], expected, rtol=1e-4, atol=1e-4)
     # the reranker begins as the first of them
-    first = trainer.encoder(model).embed([trainer.data.queries[0].text])
-    one = torch.load(tmp_path / "tuned-0.pt", weights_only=False)["queries"][:1]
-    np.testing.assert_allclose(first, one, atol=1e-2)
+    states = [torch.load(tmp_path / f"tuned-{i}.pt", weights_only=False)["model"] for i in (0, 1)]
+    begun = model.state_dict()
+    for name, value in states[0].items():
+        torch.testing.assert_close(begun[name], value, atol=0, rtol=0, msg=name)
+    assert any(not torch.equal(value, begun[name]) for name, value in states[1].items())
+
+
+def test_a_step_has_the_stated_loss(small_training, tmp_path):
+    """The mean over queries of the divergence and, after `distil_only`, of the cross-entropy."""
+    nine = {"queries_per_step": 9, "reports_per_step": 3, "sentences_per_step": 3}  # in parts
+    shares = {"distil_only": 0.5, "label_weight": 0.25, "long_share": 0.0}
+    trainer = Trainer(replace(SMALL, **nine, **shares), tmp_path)
+    model = trainer.fresh_model()
+    candidates = trainer.candidates(trainer.teacher(model))
+    model.eval()
+    found = []
+
+    class Spy:
+        def step(self, losses):
+            found.append(sum(loss.item() for loss in losses))
+
+    data = trainer.data
+    for step, weight in ((1, 0.0), (2, 0.25)):
+        trainer._train_step(step, random.Random(step), model, candidates, Spy())
+        rng, expected = random.Random(step), []
+        batch = trainer.draw(rng)
+        for query, (columns, aim) in [
+            (query, trainer.group(query, candidates[query], rng)) for query in batch
+        ]:
+            text = data.queries[query].text
+            pairs = [(text, data.documents[data.ids[column]]) for column in columns]
+            logits = trainer._score(model, pairs, SMALL.max_length).detach().numpy()
+            divergence = rel_entr(softmax(aim), softmax(logits)).sum()
+            expected.append((1 - weight) * divergence - weight * log_softmax(logits)[0])
+        assert len(expected) == 9
+        assert found[-1] == pytest.approx(np.mean(expected), rel=1e-3)
 
 
 def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, monkeypatch):
@@ -178,6 +223,25 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
         torch.testing.assert_close(value, adapter[name], atol=0, rtol=0, msg=name)
 
 
+def test_a_full_disk_is_said_in_words_and_the_last_step_is_kept(
+    small_training, tmp_path, monkeypatch
+):
+    recipe = replace(SMALL, save_every=3, average_from=0, average_to=0)
+    trainer = Trainer(recipe, tmp_path)
+    model = trainer.fresh_model()
+    monkeypatch.setattr(trainer, "_train_step", lambda *given: (0.0, 0.0))
+
+    def full(folder):
+        raise SafetensorError("I/O error: No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(model, "save_pretrained", full)
+        with pytest.raises(OSError, match=r"A snapshot could not be saved .* same arguments"):
+            trainer.train(model, [])
+    trainer.train(model, [])
+    assert torch.load(tmp_path / "state.pt", weights_only=False)["step"] == recipe.steps == 4
+
+
 @pytest.mark.parametrize("quick", [True, False])
 def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypatch, quick):
     """A processor without instructions for bfloat16 imitates it, many times slower."""
@@ -188,8 +252,13 @@ def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypa
         if name.endswith("query.base_layer"):
             module.register_forward_hook(lambda m, i, out: precisions.add(out.dtype))
     trainer.teacher(model)
-    trainer._score(model, [("a query", "a document")], 16)
-    assert precisions == {torch.bfloat16 if quick else torch.float32}
+    for work in (
+        lambda: trainer.encoder(model).embed(["a text"]),
+        lambda: trainer._score(model, [("a query", "a document")], 16),
+    ):
+        precisions.clear()
+        work()
+        assert precisions == {torch.bfloat16 if quick else torch.float32}
 
 
 def test_a_group_too_small_for_its_negatives_is_refused():
@@ -291,6 +360,8 @@ def test_an_average_of_no_snapshot_is_refused():
         Recipe(steps=500, average_from=380, average_to=570)
     with pytest.raises(ValueError, match="No snapshot is saved from step 10 to 20"):
         Recipe(average_from=10, average_to=20)
+    with pytest.raises(ValueError, match="average_from is 570, but average_to is 0"):
+        Recipe(average_from=570)
     assert Recipe(average_from=380, average_to=800).averaged() == [380, 570, 760]
     assert Recipe().averaged() == []
 

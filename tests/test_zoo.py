@@ -200,7 +200,7 @@ def test_code_that_comes_with_a_model_is_never_run(load, tiny, tmp_path):
 
 def test_an_llm_without_the_word_yes_is_refused(tiny, tmp_path):
     folder = copy_with(tiny("gemma-reranker"), tmp_path / "mute")
-    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    tokenizer = json.loads((folder / "tokenizer.json").read_text(encoding="utf-8"))
     merges = tokenizer["model"]["merges"]
     tokenizer["model"]["merges"] = [merge for merge in merges if "".join(merge) != "Yes"]
     (folder / "tokenizer.json").write_text(json.dumps(tokenizer))
