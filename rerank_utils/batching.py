@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
@@ -315,7 +315,7 @@ def check_texts(texts: Iterable[str], argument: str) -> list[str]:
     """
     if isinstance(texts, str):
         raise TypeError(f"{argument} is one string, expected a list of strings: give [{argument}].")
-    if isinstance(texts, Mapping | Set):  # the first would give its keys, the second any order
+    if isinstance(texts, Mapping | set | frozenset):  # the first gives its keys, a set any order
         raise TypeError(
             f"{argument} is a {type(texts).__name__}, expected a list of strings: of a mapping "
             "from ids to texts give list(mapping.values())."

@@ -10,6 +10,7 @@ import faiss
 import numpy as np
 import pytest
 import torch
+import tqdm
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
@@ -209,7 +210,7 @@ def test_a_store_of_another_shape_is_refused(embedder, texts, tmp_path):
 
 
 def test_a_store_of_another_model_or_of_other_texts_is_refused(embedder, texts, tmp_path):
-    texts = ["a", "b", *texts[:2], "c", *texts[2:]]  # only the longest tell of another window
+    texts = ["a", texts[0], "b", texts[1], "c", *texts[2:]]  # the longest tell of another window
     store = tmp_path / "v.npy"
     embed_documents(embedder, texts[:5], store)
     other = load_embedder(minilm_path(), "cls", None, 256, "cpu")
@@ -236,6 +237,15 @@ def test_a_device_that_is_not_here_is_refused(device):
             load()
 
 
+def test_who_switches_bars_off_gets_none(embedder, monkeypatch):
+    """tqdm reads TQDM_DISABLE itself, unless it is told anything."""
+    told, bar = [], tqdm.tqdm
+    monkeypatch.setattr(tqdm, "tqdm", lambda **given: told.append(given) or bar(**given))
+    embed_documents(embedder, ["a text"])
+    embed_documents(embedder, ["a text"], show_progress=False)
+    assert "disable" not in told[0] and told[1]["disable"] is True
+
+
 def test_bad_input_to_the_embedder_is_named(embedder):
     assert embed_documents(embedder, []).shape == (0, 384)
     with pytest.raises(TypeError, match=r"texts\[1\] is NoneType"):
@@ -248,6 +258,7 @@ def test_bad_input_to_the_embedder_is_named(embedder):
         for texts in ({"CWE-121": "buffer overflow"}, {"buffer overflow"}):
             with pytest.raises(TypeError, match=r"texts is a (dict|set), expected a list"):
                 embed(embedder, texts)
+        assert len(embed(embedder, {"buffer overflow": 1}.keys())) == 1  # in order, and meant
     with pytest.raises(ValueError, match="Unknown pooling 'max'"):
         load_embedder(minilm_path(), pooling="max")
 
