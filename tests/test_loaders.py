@@ -1,6 +1,7 @@
 import json
 
 import pytest
+from safetensors.numpy import save_file
 
 from rerank_utils import beir, hub
 from rerank_utils.loaders import load_beir, load_msmarco, load_trec
@@ -157,10 +158,10 @@ def test_a_half_filled_cache_goes_on_to_the_hub(monkeypatch, tmp_path):
     assert hub.find_model("some/model") == str(tmp_path)
     shards = {"weight_map": {"a": "part-1.safetensors", "b": "part-2.safetensors"}}
     (tmp_path / "model.safetensors.index.json").write_text(json.dumps(shards))
-    (tmp_path / "part-1.safetensors").write_text("")
+    save_file({}, tmp_path / "part-1.safetensors")
     with pytest.raises(ConnectionError, match="offline profile"):
         hub.find_model("some/model")
-    (tmp_path / "part-2.safetensors").write_text("")
+    save_file({}, tmp_path / "part-2.safetensors")
     assert hub.find_model("some/model") == str(tmp_path)
 
 
@@ -188,7 +189,7 @@ def test_pickles_are_refused_unless_asked_for(tmp_path, monkeypatch):
     monkeypatch.setenv("RERANK_ALLOW_PICKLE", "1")
     assert hub.find_model(tmp_path) == str(tmp_path)
     monkeypatch.delenv("RERANK_ALLOW_PICKLE")
-    (tmp_path / "model.safetensors").write_text("{}")
+    save_file({}, tmp_path / "model.safetensors")
     assert hub.find_model(tmp_path) == str(tmp_path)  # which is what will be loaded
 
 
