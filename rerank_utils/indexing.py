@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -12,7 +12,6 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .batching import check_texts
-from .files import replacing
 from .run import Run
 
 if TYPE_CHECKING:
@@ -94,19 +93,27 @@ class DenseIndex:
         """
         import faiss
 
-        index, ids = Path(folder) / _INDEX_FILE, Path(folder) / _IDS_FILE
-        with replacing(ids) as fresh_ids:
+        folder = Path(folder)
+        index, ids = folder / _INDEX_FILE, folder / _IDS_FILE
+        fresh_index, fresh_ids = (path.with_name(f"{path.name}.tmp") for path in (index, ids))
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
             fresh_ids.write_bytes(json.dumps(self.doc_ids).encode())
-            fresh_index = fresh_ids.with_name(f"{index.name}.tmp")
-            try:
-                faiss.write_index(self.faiss_index, str(fresh_index))
-                # until the new ids are there, `load` is to find none rather than another index's
-                ids.unlink(missing_ok=True)
-                fresh_index.replace(index)
-            except RuntimeError as error:  # what FAISS makes of a full disk
-                raise OSError(str(error)) from error
-            finally:
-                fresh_index.unlink(missing_ok=True)
+            faiss.write_index(self.faiss_index, str(fresh_index))
+            # until the new ids are there, `load` is to find none rather than another index's
+            ids.unlink(missing_ok=True)
+            fresh_index.replace(index)
+            fresh_ids.replace(ids)
+        except (OSError, RuntimeError) as error:  # the latter is what FAISS makes of a full disk
+            there = "the one before is kept" if ids.exists() else "there is none now"
+            raise OSError(
+                f"The index could not be saved in {folder} ({error}); {there}. Make room on the "
+                "disk, or choose another place, and save it again."
+            ) from error
+        finally:
+            for fresh in (fresh_index, fresh_ids):
+                with suppress(OSError):  # it has moved, or there was never a place for it
+                    fresh.unlink()
 
     @classmethod
     def load(cls, folder: str | Path) -> DenseIndex:

@@ -32,7 +32,7 @@ ROOMS = {
     "beir": {"collection", "files", "hub"},
     "trec": NOUNS | {"files"},
     "loaders": {"beir", "collection", "cwe", "trec"},
-    "indexing": NOUNS | {"batching", "files"},
+    "indexing": NOUNS | {"batching"},
     "lexical": NOUNS | {"batching"},
     "reranking": NOUNS | TOOLS | {"engines", "llm", "opening", "pairs", "score_cache", "zoo"},
     "fusion": NOUNS,
