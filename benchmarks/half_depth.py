@@ -39,7 +39,7 @@ BATCH = 4
 
 def draw_groups(trainer: Trainer, count: int) -> list[Group]:
     """So many groups of the recipe, as texts."""
-    candidates = trainer.candidates(trainer.teacher(trainer.fresh_model()))
+    candidates = trainer.candidates(trainer.teacher())
     rng, data = random.Random(trainer.recipe.seed), trainer.data
     groups = []
     while len(groups) < count:

@@ -20,7 +20,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -205,8 +205,9 @@ class Trainer:
     def run(self) -> None:
         """Both stages; leaves the adapter, the log and the merged model in the folder."""
         started = time.time()
-        model = self.fresh_model()
-        self.train(model, self.candidates(self.teacher(model)))
+        candidates = self.candidates(self.teacher())
+        model = self.tuned()
+        self.train(model, candidates)
         self._average(model)
         with saving(self.output, "The model"):
             model.save_pretrained(self.output / "adapter")
@@ -240,31 +241,43 @@ class Trainer:
         """The encoder of `model`, head left aside."""
         return BiEncoder(model.base_model.model.bert, self.tokenizer, self.recipe.max_length)
 
-    def teacher(self, model: PeftModel) -> Teacher:
-        """Stage 1: the teacher; `model` becomes the first of its encoders."""
-        tuned = [self._tuned(number) for number in range(self.recipe.teachers)]
-        _load(model, tuned[0]["model"], self.output)
+    def teacher(self) -> Teacher:
+        """Stage 1: the mean of the tuned encoders, with BM25 beside it."""
+        found = [self._vectors(number) for number in range(self.recipe.teachers)]
         queries, documents = (
-            np.concatenate([state[name] for state in tuned], 1) for name in ("queries", "documents")
+            np.concatenate([vectors[name] for vectors in found], 1)
+            for name in ("queries", "documents")
         )
-        return Teacher(self.data, queries / len(tuned), documents, self.recipe.bm25_weight)
+        return Teacher(self.data, queries / len(found), documents, self.recipe.bm25_weight)
 
-    def _tuned(self, number: int) -> dict[str, Any]:
-        """Weights of a tuned bi-encoder, and its vectors of all queries and documents."""
-        recipe, data, saved = self.recipe, self.data, self.output / f"tuned-{number}.pt"
+    def tuned(self, number: int = 0) -> PeftModel:
+        """A fresh model whose encoder is tuned as a bi-encoder; tuned once, then kept.
+
+        Args:
+            number: which of the teacher's encoders.
+        """
+        recipe, saved = self.recipe, self.output / f"tuned-{number}.pt"
+        model = self.fresh_model(number)
+        if saved.exists():
+            _load(model, torch.load(saved, map_location=self.device), saved)
+            return model
+        descent = Descent(model, recipe.tune_rate, recipe.tune_steps, warmup=10)
+        rng = random.Random(recipe.seed * recipe.teachers + number)
+        tune(self.encoder(model), self.data, descent, recipe.tune_steps, recipe.tune_batch, rng)
+        save_state(_trained(model), saved)
+        return model
+
+    def _vectors(self, number: int) -> dict[str, np.ndarray]:
+        """What a tuned encoder makes of all queries and documents."""
+        saved = self.output / f"vectors-{number}.pt"
         if not saved.exists():
-            model = self.fresh_model(number)
-            encoder = self.encoder(model)
-            descent = Descent(model, recipe.tune_rate, recipe.tune_steps, warmup=10)
-            rng = random.Random(recipe.seed * recipe.teachers + number)
-            tune(encoder, data, descent, recipe.tune_steps, recipe.tune_batch, rng)
-            state = {
-                "model": _trained(model),
-                "queries": encoder.embed([query.text for query in data.queries]),
-                "documents": encoder.embed(list(data.documents.values())),
+            encoder = self.encoder(self.tuned(number))
+            vectors = {
+                "queries": encoder.embed([query.text for query in self.data.queries]),
+                "documents": encoder.embed(list(self.data.documents.values())),
             }
-            save_state(state, saved)
-        return torch.load(saved, map_location=self.device, weights_only=False)
+            save_state(vectors, saved)
+        return torch.load(saved, weights_only=False)
 
     def candidates(self, teacher: Teacher) -> list[Candidates]:
         """What each query is compared with; ValueError where that is too little for a group."""

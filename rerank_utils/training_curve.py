@@ -54,9 +54,7 @@ def tuned_quality(folder: Path, share: float, collection: Collection) -> dict[st
             folder / "shares" / f"{share:g}",
         )
     trainer = Trainer(recipe, folder)
-    model = trainer.fresh_model()
-    trainer.teacher(model)
-    encoder = trainer.encoder(model)
+    encoder = trainer.encoder(trainer.tuned())
     index = build_index(
         encoder.embed(list(collection.documents.values())), list(collection.documents)
     )

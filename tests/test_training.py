@@ -77,7 +77,7 @@ def test_docstrings_with_the_same_text_are_one_document(monkeypatch):
 
 def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
     trainer = Trainer(SMALL, tmp_path)
-    data, teacher = trainer.data, trainer.teacher(trainer.fresh_model())
+    data, teacher = trainer.data, trainer.teacher()
     candidates = trainer.candidates(teacher)
     kinds = set()
     for number, query in enumerate(data.queries):
@@ -95,7 +95,7 @@ def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
 
 def test_mined_are_the_best_of_their_kind(small_training, tmp_path):
     trainer = Trainer(SMALL, tmp_path)
-    data, teacher = trainer.data, trainer.teacher(trainer.fresh_model())
+    data, teacher = trainer.data, trainer.teacher()
     found = trainer.candidates(teacher)[0]
     asked = data.queries[0]
     scores = teacher.scores([0])[0]
@@ -108,14 +108,13 @@ def test_mined_are_the_best_of_their_kind(small_training, tmp_path):
     assert sorted(found.mined["passage"].columns) == sorted(allowed[: SMALL.mined_ranks])
 
 
-def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path):
-    trainer = Trainer(SMALL, tmp_path)
-    model = trainer.fresh_model()
-    teacher = trainer.teacher(model)
+def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path, monkeypatch):
+    trainer = Trainer(replace(SMALL, average_from=0, average_to=0), tmp_path)
+    teacher = trainer.teacher()
     cosines = []
     for number in range(SMALL.teachers):
-        state = torch.load(tmp_path / f"tuned-{number}.pt", weights_only=False)
-        cosines.append(state["queries"][:3] @ state["documents"].T)
+        vectors = torch.load(tmp_path / f"vectors-{number}.pt", weights_only=False)
+        cosines.append(vectors["queries"][:3] @ vectors["documents"].T)
     assert not np.allclose(cosines[0], cosines[1])
     np.testing.assert_allclose(
         teacher.queries[:3] @ teacher.documents.T, np.mean(cosines, 0), atol=1e-6
@@ -130,8 +129,10 @@ def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path):
     expected = np.mean([one[0] for one in cosines], 0) / 0.05 + SMALL.bm25_weight * lexical
     np.testing.assert_allclose(teacher.scores([0])[0], expected, rtol=1e-4, atol=1e-4)
     # the reranker begins as the first of them
-    states = [torch.load(tmp_path / f"tuned-{i}.pt", weights_only=False)["model"] for i in (0, 1)]
-    begun = model.state_dict()
+    states = [torch.load(tmp_path / f"tuned-{i}.pt") for i in (0, 1)]
+    begun = {}
+    monkeypatch.setattr(trainer, "train", lambda model, found: begun.update(model.state_dict()))
+    trainer.run()
     for name, value in states[0].items():
         torch.testing.assert_close(begun[name], value, atol=0, rtol=0, msg=name)
     assert any(not torch.equal(value, begun[name]) for name, value in states[1].items())
@@ -142,8 +143,8 @@ def test_a_step_has_the_stated_loss(small_training, tmp_path):
     nine = {"queries_per_step": 9, "reports_per_step": 3, "sentences_per_step": 3}  # in parts
     shares = {"distil_only": 0.5, "label_weight": 0.25, "long_share": 0.0}
     trainer = Trainer(replace(SMALL, **nine, **shares), tmp_path)
-    model = trainer.fresh_model()
-    candidates = trainer.candidates(trainer.teacher(model))
+    model = trainer.tuned()
+    candidates = trainer.candidates(trainer.teacher())
     model.eval()
     found = []
 
@@ -251,7 +252,6 @@ def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypa
     for name, module in model.named_modules():
         if name.endswith("query.base_layer"):
             module.register_forward_hook(lambda m, i, out: precisions.add(out.dtype))
-    trainer.teacher(model)
     for work in (
         lambda: trainer.encoder(model).embed(["a text"]),
         lambda: trainer._score(model, [("a query", "a document")], 16),
@@ -308,7 +308,7 @@ def test_too_few_texts_are_named(small_training, tmp_path):
     with pytest.raises(ValueError, match=r"asks 2 reports .* a report_share of 0\.01 leaves 0"):
         Trainer(replace(SMALL, report_share=0.01), tmp_path / "reports")
     trainer = Trainer(replace(SMALL, mixtures=1, mined_mixtures=2), tmp_path / "mixtures")
-    teacher = trainer.teacher(trainer.fresh_model())
+    teacher = trainer.teacher()
     with pytest.raises(ValueError, match="A group has 2 texts of kind 'mixture', but only"):
         trainer.candidates(teacher)
 
@@ -316,7 +316,7 @@ def test_too_few_texts_are_named(small_training, tmp_path):
 def test_weights_that_overflow_stop_the_training(small_training, tmp_path):
     trainer = Trainer(replace(SMALL, warmup=0), tmp_path)
     model = trainer.fresh_model()
-    candidates = trainer.candidates(trainer.teacher(model))
+    candidates = trainer.candidates(trainer.teacher())
     torch.nn.init.constant_(model.get_parameter(CLASSIFIER), torch.nan)
     with pytest.raises(FloatingPointError, match="The loss is nan at step 1"):
         trainer.train(model, candidates)
