@@ -12,7 +12,7 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -94,6 +94,19 @@ def take_turns(
                 del timing.seconds[number - 1 :]
             break
     return timings
+
+
+def gather(parts: Iterable[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The rows of all parts, each measured when its turn comes; an interrupt keeps those before."""
+    rows: list[dict[str, Any]] = []
+    try:
+        for part in parts:
+            rows += part
+    except KeyboardInterrupt:
+        if not rows:
+            raise
+        print("Interrupted: what was measured before is kept.")
+    return rows
 
 
 def rounds_done(timings: Mapping[str, Timing]) -> int:

@@ -16,7 +16,7 @@ from functools import partial
 from pathlib import Path
 
 import numpy as np
-from bench import take_turns, write
+from bench import gather, rounds_done, take_turns, write
 
 from rerank_utils.batching import run_batches
 from rerank_utils.bundled import minilm_path
@@ -134,6 +134,7 @@ def measure(shape: str, device: str, max_length: int | None, number: int, rounds
                 "shape": shape,
                 "lengths": mix,
                 "what": name,
+                "rounds": rounds_done(timings),
                 "dtype": str(next(reranker.model.parameters()).dtype).removeprefix("torch."),
                 "pairs/s": rate["median"],
                 "slowest": rate["slowest"],
@@ -174,11 +175,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
         return
     warnings.simplefilter("ignore", TruncationWarning)
     quiet_libraries()
-    rows = []
-    for shape in given.shapes:
-        rows += measure(shape, given.device, None, given.pairs, given.rounds)
-        rows += measure(shape, given.device, 512, max(1, given.pairs // 4), given.rounds)
-    write("gpu", {"pairs": given.pairs, "rounds": given.rounds, "weights": "random"}, rows)
+    mixes = ((None, given.pairs), (512, max(1, given.pairs // 4)))
+    rows = gather(
+        measure(shape, given.device, length, number, given.rounds)
+        for shape in given.shapes
+        for length, number in mixes
+    )
+    write("gpu", {"pairs": given.pairs, "weights": "random"}, rows)
 
 
 if __name__ == "__main__":

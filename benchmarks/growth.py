@@ -14,6 +14,7 @@ from functools import partial
 import numpy as np
 from bench import rounds_done, take_turns, write
 
+from rerank_utils.collection import Collection
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.hub import quiet_libraries
 from rerank_utils.indexing import build_index
@@ -24,9 +25,10 @@ from rerank_utils.reranking import load_reranker, score_pairs
 FACTORS = (1, 2, 4, 8)
 
 
-def stages(documents: int, pairs: int, reranker_name: str) -> dict[str, Callable[[int], object]]:
+def stages(
+    collection: Collection, documents: int, pairs: int, reranker_name: str
+) -> dict[str, Callable[[int], object]]:
     """Stage -> from a size, up to 8 times the first, to its work."""
-    collection = OFFLINE.load()
     queries = list(collection.queries.values())
     rng = np.random.default_rng(0)
     texts = [list(collection.documents.values())[i] for i in rng.permutation(documents * 8)]
@@ -60,11 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--reranker", default=OFFLINE.reranker)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
-    if given.documents * max(FACTORS) > (there := len(OFFLINE.load().documents)):
+    collection = OFFLINE.load()
+    if given.documents * max(FACTORS) > (there := len(collection.documents)):
         parser.error(f"--documents is {given.documents}: {there // max(FACTORS)} at most.")
     warnings.simplefilter("ignore", TruncationWarning)
     quiet_libraries()
-    found = stages(given.documents, given.pairs, given.reranker)
+    found = stages(collection, given.documents, given.pairs, given.reranker)
     work = {
         (stage, factor): partial(run, factor) for stage, run in found.items() for factor in FACTORS
     }

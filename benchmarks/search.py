@@ -10,10 +10,11 @@ import argparse
 import time
 from collections.abc import Sequence
 from functools import partial
+from typing import Any
 
 import faiss
 import numpy as np
-from bench import rounds_done, take_turns, write
+from bench import gather, rounds_done, take_turns, write
 
 WIDTH, DIRECTIONS = 384, 32
 SETTINGS = {
@@ -55,40 +56,44 @@ def searched(index: faiss.Index, setting: str, value: int, queries: np.ndarray) 
     return index.search(queries, 10)[1]
 
 
+def measure(size: int, queries: np.ndarray, rounds: int) -> list[dict[str, Any]]:
+    """Build each index over so many vectors, search with each setting."""
+    vectors, work, seconds = made_up(size, seed=1), {}, {}
+    for kind, (setting, values) in SETTINGS.items():
+        index, seconds[kind] = build(kind, vectors)
+        for value in values:
+            name = f"{kind} {setting} {value}" if setting else kind
+            work[name] = partial(searched, index, setting, value, queries)
+    timings, rows = take_turns(work, rounds), []
+    exact = timings["Flat"].output
+    for name, timing in timings.items():
+        hits = [len({*a} & {*b}) for a, b in zip(timing.output, exact, strict=True)]
+        rates = timing.rates(len(queries))
+        rows.append(
+            {
+                "vectors": size,
+                "index": name,
+                "rounds": rounds_done(timings),
+                "recall@10": float(np.mean(hits)) / 10,
+                "queries/s": rates["median"],
+                "slowest": rates["slowest"],
+                "fastest": rates["fastest"],
+                "seconds to build": seconds[name.split()[0]],
+            }
+        )
+    return rows
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Build each index at each size, search with each setting."""
+    """All sizes; print the table, write the JSON."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--sizes", nargs="+", type=int, default=[100_000, 1_000_000])
     parser.add_argument("--queries", type=int, default=200)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args(arguments)
-    queries, rows, done = made_up(given.queries, seed=2), [], []
-    for size in given.sizes:
-        vectors = made_up(size, seed=1)
-        work, seconds = {}, {}
-        for kind, (setting, values) in SETTINGS.items():
-            index, seconds[kind] = build(kind, vectors)
-            for value in values:
-                name = f"{kind} {setting} {value}" if setting else kind
-                work[name] = partial(searched, index, setting, value, queries)
-        timings = take_turns(work, given.rounds)
-        done.append(rounds_done(timings))
-        exact = timings["Flat"].output
-        for name, timing in timings.items():
-            hits = [len({*a} & {*b}) for a, b in zip(timing.output, exact, strict=True)]
-            rates = timing.rates(given.queries)
-            rows.append(
-                {
-                    "vectors": size,
-                    "index": name,
-                    "recall@10": float(np.mean(hits)) / 10,
-                    "queries/s": rates["median"],
-                    "slowest": rates["slowest"],
-                    "fastest": rates["fastest"],
-                    "seconds to build": seconds[name.split()[0]],
-                }
-            )
-    facts = {"width": WIDTH, "queries": given.queries, "rounds": min(done), "dtype": "float32"}
+    queries = made_up(given.queries, seed=2)
+    rows = gather(measure(size, queries, given.rounds) for size in given.sizes)
+    facts = {"width": WIDTH, "queries": given.queries, "dtype": "float32"}
     write("search", facts, rows)
 
 

@@ -30,6 +30,7 @@ from tqdm import tqdm
 from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
 from .candidates import SPARE, Candidates, mine
 from .descent import Descent, in_order, length_parts
+from .encoder import FirstTokenScorer
 from .hub import quiet_libraries
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
@@ -397,9 +398,10 @@ class Trainer:
     def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
         """Logits (len(pairs),), run in length-sorted parts to save padding."""
         device, parts, places = self.device.type, [], []
+        scorer = FirstTokenScorer(model.base_model.model)
         for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
             with torch.autocast(device, torch.bfloat16, enabled=half_is_quick(device)):
-                parts.append(model(**inputs).logits.float().view(-1))
+                parts.append(scorer(**inputs).float())
             places.append(place)
         return in_order(parts, places)
 

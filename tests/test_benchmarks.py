@@ -173,3 +173,16 @@ def test_an_interrupt_in_the_first_round_ends_the_run(monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         bench.take_turns({"stop": stop}, rounds=2, warm_up={})
+
+
+def test_an_interrupt_keeps_the_parts_that_were_measured(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    bench = importlib.import_module("bench")
+
+    def parts(whole):
+        yield from [[{"row": number}] for number in range(whole)]
+        raise KeyboardInterrupt
+
+    assert bench.gather(parts(2)) == [{"row": 0}, {"row": 1}]
+    with pytest.raises(KeyboardInterrupt):
+        bench.gather(parts(0))

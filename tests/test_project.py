@@ -53,6 +53,7 @@ ROOMS = {
         "bundled",
         "candidates",
         "descent",
+        "encoder",
         "hub",
         "teacher",
         "training_data",

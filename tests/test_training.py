@@ -169,6 +169,31 @@ def test_a_step_has_the_stated_loss(small_training, tmp_path):
         assert found[-1] == pytest.approx(np.mean(expected), rel=1e-3)
 
 
+def test_logits_and_gradients_are_those_of_the_model(small_training, tmp_path, monkeypatch):
+    """Training computes the last layer for the first token alone, adapter included."""
+    monkeypatch.setattr(training_folder, "has_bfloat16", lambda: False)
+    trainer = Trainer(SMALL, tmp_path)
+    model = trainer.fresh_model()
+    weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
+    for name, value in weights.items():
+        if "lora_B" in name:  # zero at first, which would hide the adapter
+            torch.nn.init.normal_(value, std=0.1)
+    pairs = [("a short query", "a document"), ("another", "a longer text, with more words in it")]
+    inputs = trainer.tokenizer(*map(list, zip(*pairs, strict=True)), padding=True)
+    inputs = {name: torch.tensor(values) for name, values in inputs.items()}
+    model.eval()
+    expected = model(**inputs).logits.view(-1)
+    found = trainer._score(model, pairs, 32)
+    torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
+    aims = torch.autograd.grad(expected[0] - expected[1], weights.values(), allow_unused=True)
+    seen = torch.autograd.grad(found[0] - found[1], weights.values(), allow_unused=True)
+    least = 1e-4 * max(aim.abs().max().item() for aim in aims if aim is not None)
+    for name, aim, gradient in zip(weights, aims, seen, strict=True):
+        assert (aim is None) == (gradient is None), name
+        if aim is not None:
+            torch.testing.assert_close(gradient, aim, atol=least, rtol=1e-3, msg=name)
+
+
 def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, monkeypatch):
     whole = Trainer(SMALL, tmp_path / "whole")
     whole.run()
