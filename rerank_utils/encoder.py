@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 from torch import nn
 from torch.nn.functional import softmax
@@ -56,19 +58,37 @@ class FirstTokenScorer(nn.Module):
 
         Without padding leave the attention mask out: attention is quicker then.
         """
+        for state in self.states(input_ids, attention_mask, token_type_ids):  # noqa: B007
+            pass  # one at a time: memory holds no more
+        return self.head(state)
+
+    def states(
+        self,
+        input_ids: torch.Tensor,
+        attention_mask: torch.Tensor | None = None,
+        token_type_ids: torch.Tensor | None = None,
+    ) -> Iterator[torch.Tensor]:
+        """What the embeddings and then each layer make of them, (rows, tokens, d).
+
+        Of the last layer it is the first token's, (rows, 1, d).
+        """
         base = self.model.base_model
         hidden = base.embeddings(input_ids=input_ids, token_type_ids=token_type_ids)
         mask = None
         if attention_mask is not None:  # what is added to the scores of (rows, heads, from, to)
             mask = (attention_mask[:, None, None] == 0) * torch.finfo(hidden.dtype).min
             mask = mask.to(hidden.dtype)
+        yield hidden
         *layers, last = base.encoder.layer
         for layer in layers:
             hidden = layer(hidden, mask)
-        first = _first_token(last, hidden, mask)
-        if base.pooler is not None:
-            first = base.pooler(first)
-        return self.model.classifier(first).view(-1)
+            yield hidden
+        yield _first_token(last, hidden, mask)
+
+    def head(self, first: torch.Tensor) -> torch.Tensor:
+        """(rows,) logits of the last layer's first token, (rows, 1, d)."""
+        pooler = self.model.base_model.pooler
+        return self.model.classifier(first if pooler is None else pooler(first)).view(-1)
 
 
 def _first_token(layer: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import random
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +17,7 @@ from torch.nn.functional import kl_div, log_softmax, mse_loss, softmax
 from tqdm import tqdm
 
 from .descent import Descent, in_order, length_parts
+from .encoder import FirstTokenScorer
 from .mining import Group
 from .training_folder import save_state, write_log
 
@@ -46,6 +47,21 @@ def cut(model: PreTrainedModel, layers: Sequence[int] | None) -> list[int]:
     encoder.layer = ModuleList(stack[i] for i in kept)
     model.config.num_hidden_layers = len(kept)
     return kept
+
+
+def _read(
+    model: PreTrainedModel, inputs: Mapping[str, torch.Tensor]
+) -> tuple[Sequence[torch.Tensor], torch.Tensor]:
+    """What embeddings and layers make of the inputs, of the last the first token; and the logits.
+
+    The last layer is computed for the first token alone where that is known how.
+    """
+    if FirstTokenScorer.supports(model):
+        scorer = FirstTokenScorer(model)
+        states = list(scorer.states(**inputs))
+        return states, scorer.head(states[-1])
+    found = model(**inputs, output_hidden_states=True)
+    return found.hidden_states, found.logits.view(-1)
 
 
 class Matching:
@@ -139,13 +155,12 @@ class Matching:
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings["half"]):
             for place, inputs in length_parts(self.tokenizer, pairs, window, device):
                 with torch.no_grad():
-                    large = self.teacher(**inputs, output_hidden_states=True)
-                small = self.student(**inputs, output_hidden_states=True)
-                apart = apart + len(place) / len(pairs) * self._distance(
-                    small.hidden_states, large.hidden_states, inputs["attention_mask"].bool()
-                )
-                ours.append(small.logits.float().view(-1))
-                theirs.append(large.logits.float().view(-1))
+                    large, wanted = _read(self.teacher, inputs)
+                small, logits = _read(self.student, inputs)
+                read = inputs["attention_mask"].bool()
+                apart = apart + len(place) / len(pairs) * self._distance(small, large, read)
+                ours.append(logits.float())
+                theirs.append(wanted.float())
                 places.append(place)
         mine, aim = in_order(ours, places), in_order(theirs, places)
         sizes = [len(line) for line in texts]

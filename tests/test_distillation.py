@@ -12,6 +12,7 @@ from transformers import (
 
 from rerank_utils import matching
 from rerank_utils.distillation import half_depth, match_layers, teacher_scores
+from rerank_utils.encoder import FirstTokenScorer
 from rerank_utils.finetuning import finetune, read_log
 from rerank_utils.mining import Group, write_jsonl
 from rerank_utils.reranking import load_reranker, score_pairs
@@ -130,10 +131,12 @@ def test_matching_brings_the_student_nearer_to_its_teacher(kind, groups, train_f
     assert match_layers(teacher, train_file, tmp_path / "out", **options) == model
 
 
-def test_the_matching_loss_is_what_is_documented(deep, groups):
-    """Against each pair run alone, where nothing is padded."""
+@pytest.mark.parametrize("known", [True, False])
+def test_the_matching_loss_is_what_is_documented(deep, groups, monkeypatch, known):
+    """Against each pair run alone, where nothing is padded; also for a family not known."""
     from scipy.special import log_softmax, softmax
 
+    monkeypatch.setattr(FirstTokenScorer, "supports", lambda model: known)
     teacher = AutoModelForSequenceClassification.from_pretrained(deep).eval()
     tokenizer = AutoTokenizer.from_pretrained(deep)
     settings = {"layers": [0, 3], "steps": 1, "rate": 1e-3, "warmup": 0, "max_length": 32}

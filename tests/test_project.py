@@ -65,7 +65,7 @@ ROOMS = {
     "trainer": {"training_folder"},
     "training_folder": TOOLS | {"bundled", "engines", "files", "mining"},
     "finetuning": TOOLS | {"bundled", "mining", "opening", "trainer", "training_folder"},
-    "matching": {"descent", "mining", "training_folder"},
+    "matching": {"descent", "encoder", "mining", "training_folder"},
     "distillation": TOOLS
     | {"bundled", "matching", "mining", "opening", "reranking", "training_folder"},
     "profiles": {"bundled", "collection", "loaders", "zoo"},
