@@ -35,7 +35,7 @@ bench: setup          ## speed, ours beside what one would use otherwise (about 
 	$(BIN)/python benchmarks/evaluation.py
 	$(BIN)/python benchmarks/summary.py
 
-reranker: setup       ## train the bundled reranker anew and print its dev figures (29 hours on two cores, a third of that with bfloat16)
+reranker: setup       ## train the bundled reranker anew and print its dev figures (9 hours on two cores with bfloat16, 15 without; reckoned)
 	$(BIN)/python -m rerank_utils.training --output artifacts/training
 	$(BIN)/python -m rerank_utils --reranker artifacts/training/merged --max-length 128 \
 	    --split dev --queries 0 --output artifacts/training

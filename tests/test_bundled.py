@@ -44,6 +44,12 @@ def test_card_log_and_makefile_tell_the_same_story():
     assert f"| dense, top 50 reranked | {expected[1]} |" in card
     assert f"Expect nDCG@10 within {expected[2]} of" in card
     log = json.loads((bundled.adapter_path() / RECORD).read_text(encoding="utf-8"))
+    command = re.search(r"rerank_utils.training --output FOLDER (.*?)\n```", card, re.DOTALL)[1]
+    flags = re.findall(r"--(\S+) (\d+)", command)
+    quarter = Recipe(**{name.replace("-", "_"): int(value) for name, value in flags})
+    for recipe in (quarter, Recipe()):
+        pairs = recipe.steps * recipe.queries_per_step * recipe.group
+        assert f"{pairs:,} pairs" in card
     assert log["result"]["averaged"] == Recipe().averaged()
     assert log["losses"][-1]["step"] == log["steps"][-1]["step"] == Recipe().steps
     compared = (bundled.adapter_path() / "compared.json").read_text(encoding="utf-8")
