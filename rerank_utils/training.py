@@ -257,7 +257,7 @@ class Trainer:
         Args:
             number: which of the teacher's encoders.
         """
-        recipe, saved = self.recipe, self.output / f"tuned-{number}.pt"
+        recipe, saved = self.recipe, self.output / f"encoder-{number}.pt"
         model = self.fresh_model(number)
         if saved.exists():
             _load(model, torch.load(saved, map_location=self.device), saved)

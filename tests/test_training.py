@@ -129,7 +129,7 @@ def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path, monke
     expected = np.mean([one[0] for one in cosines], 0) / 0.05 + SMALL.bm25_weight * lexical
     np.testing.assert_allclose(teacher.scores([0])[0], expected, rtol=1e-4, atol=1e-4)
     # the reranker begins as the first of them
-    states = [torch.load(tmp_path / f"tuned-{i}.pt") for i in (0, 1)]
+    states = [torch.load(tmp_path / f"encoder-{i}.pt") for i in (0, 1)]
     begun = {}
     monkeypatch.setattr(trainer, "train", lambda model, found: begun.update(model.state_dict()))
     trainer.run()
