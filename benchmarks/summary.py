@@ -19,6 +19,7 @@ TITLES = {
     "rerank_cpu": "Reranking",
     "precision": "What a precision costs in quality",
     "half_depth": "A distilled student with half the layers",
+    "recipe": "What the choices of the training recipe give",
     "embed_cpu": "Embedding the corpus",
     "gpu": "On a GPU, random weights of the real shapes",
     "search": "Search",

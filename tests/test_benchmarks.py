@@ -84,6 +84,58 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
     assert [row["nDCG@10"] for row in again["rows"]] == [r["nDCG@10"] for r in found["rows"]]
 
 
+def test_recipe(benchmark, small_training, monkeypatch, tmp_path):
+    """Choices differ in what they name, begin alike, and are trained once."""
+    recipe = importlib.import_module("recipe")
+    small = Recipe(
+        teachers=1,
+        tune_steps=1,
+        tune_batch=4,
+        queries_per_step=3,
+        reports_per_step=1,
+        sentences_per_step=1,
+        docstrings=60,
+        excerpts=2,
+        mixtures=20,
+        rank=2,
+        max_length=32,
+        mined_ranks=30,
+        log_every=1,
+    )
+    trainer = Trainer(small, tmp_path / "training")
+    known = recipe.choices(small, trainer.data)
+    numbers = [list(known).index(name) for name in ("other draws", "three layers")]
+    fields = [name for name in known if name.endswith(" alone")]
+    sizes = f"{tmp_path / 'training'} --pairs 144 --queries 3 --only"
+    found = benchmark("recipe", f"{sizes} {numbers[0]} {numbers[1]} {list(known).index(fields[0])}")
+    first, *others = found["rows"]
+    assert [line["choice"] for line in others] == ["other draws", "three layers", fields[0]]
+    assert "p" not in first and all(-1 <= line["difference"] <= 1 for line in others)
+    assert len({line["divergence"] for line in found["rows"]}) == 4
+    kept = tmp_path / "training" / "choices" / "144"
+    depths = {
+        path.parents[1].name: json.loads(path.read_text(encoding="utf-8"))["num_hidden_layers"]
+        for path in kept.glob("*/merged/config.json")
+    }
+    assert depths.pop("three_layers") == 3 and set(depths.values()) == {6}
+
+    monkeypatch.setattr(Trainer, "train", None)
+    again = benchmark("recipe", f"{sizes} {numbers[0]}")
+    assert again["rows"] == found["rows"][:2]
+    with pytest.raises(ValueError, match=r"no choice 99\. There are: 0 the recipe, 1 other draws"):
+        recipe.chosen(known, [99])
+
+
+def test_groups_of_another_size_make_as_many_pairs(benchmark):
+    """In the proportions of the recipe, as far as whole numbers allow."""
+    recipe = importlib.import_module("recipe")
+    usual = Recipe()
+    for factor in (0.5, 2):
+        other = Recipe(**recipe._groups(usual, factor))
+        assert other.group == usual.group * factor
+        assert other.group * other.queries_per_step == usual.group * usual.queries_per_step
+
+
 def test_summary_writes_both_pages(benchmark, tiny_reranker_folder, tmp_path):
     sizes = "--queries 2 --depth 4 --rounds 1 --max-length 512"
     benchmark("rerank_cpu", f"--reranker {tiny_reranker_folder} {sizes}")

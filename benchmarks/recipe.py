@@ -1,0 +1,165 @@
+"""What the choices of the training recipe give: `python benchmarks/recipe.py FOLDER`.
+
+Trains a reranker on the same number of pairs for each choice, one thing changed at a time, and
+compares all of them with the first on dev. FOLDER is that of a training: its recipe is changed, and
+its tuned encoders are the teacher, so that no choice has another one. What is trained stays in
+FOLDER: an interrupt loses little, and a second call trains nothing again.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+from bench import gather, write
+
+from rerank_utils.collection import Collection
+from rerank_utils.evaluation import Evaluation, compare, evaluate
+from rerank_utils.hub import quiet_libraries
+from rerank_utils.matching import cut
+from rerank_utils.pipeline import retrieve
+from rerank_utils.profiles import OFFLINE
+from rerank_utils.reranking import load_reranker, rerank
+from rerank_utils.run import Run
+from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training_curve import QUICK
+from rerank_utils.training_data import TrainingSet
+from rerank_utils.training_folder import saving
+
+DEPTH = 50
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What of a training is changed.
+
+    Attributes:
+        recipe: its numbers that differ.
+        field: of the catalogue, the only one that sentences are taken from; None for all.
+        layers: of the encoder, those that are kept; None for all.
+    """
+
+    recipe: dict[str, Any] = field(default_factory=dict)
+    field: str | None = None
+    layers: tuple[int, ...] | None = None
+
+
+def choices(recipe: Recipe, data: TrainingSet) -> dict[str, Choice]:
+    """The recipe itself first, which the others are compared with."""
+    found = {
+        "the recipe": Choice(),
+        "other draws": Choice({"seed": recipe.seed + 1}),
+        "other draws again": Choice({"seed": recipe.seed + 2}),
+        "groups half as large, twice as many": Choice(_groups(recipe, 0.5)),
+        "groups twice as large, half as many": Choice(_groups(recipe, 2)),
+        "mined from a third of the ranks": Choice({"mined_ranks": recipe.mined_ranks // 3}),
+        "mined from three times the ranks": Choice({"mined_ranks": recipe.mined_ranks * 3}),
+        "three layers": Choice(layers=(1, 3, 5)),
+    }
+    without = {"reports_per_step": recipe.reports_per_step + recipe.sentences_per_step}
+    found["reports in place of sentences"] = Choice(without | {"sentences_per_step": 0})
+    for name in sorted({data.queries[place].field for place in data.sentences}):
+        found[f"sentences: {name} alone"] = Choice(field=name)
+    return found
+
+
+def _groups(recipe: Recipe, factor: float) -> dict[str, int]:
+    """Groups of another size; as many pairs a step, in the same proportions."""
+    sizes = ("group", "mined_excerpts", "mined_passages", "mined_mixtures", "random_negatives")
+    counts = ("queries_per_step", "reports_per_step", "sentences_per_step")
+    changed = {name: max(1, round(getattr(recipe, name) * factor)) for name in sizes}
+    return changed | {name: max(1, round(getattr(recipe, name) / factor)) for name in counts}
+
+
+def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
+    """The model of a choice, trained unless the folder has it; writes beside it how it went."""
+    merged = folder / "merged"
+    if not merged.exists():
+        own = copy.copy(trainer)
+        own.output, own.log, own.data = folder, [], copy.copy(trainer.data)
+        recipe = replace(trainer.recipe, **choice.recipe)
+        steps = round(pairs / (recipe.queries_per_step * recipe.group))
+        own.recipe = replace(
+            recipe, steps=steps, warmup=steps // 10, snapshot_every=steps + 1, average_to=0
+        )
+        if choice.field:
+            queries = own.data.queries
+            kept = [place for place in own.data.sentences if queries[place].field == choice.field]
+            own.data.sentences = kept
+        model = trainer.tuned()
+        cut(model.base_model.model, choice.layers or range(6))
+        own.train(model, own.candidates(trainer.teacher()))
+        with saving(merged, "The model"):
+            model.merge_and_unload().save_pretrained(folder / "unfinished")
+            own.tokenizer.save_pretrained(folder / "unfinished")
+            (folder / "unfinished").rename(merged)
+    return merged
+
+
+def measure(model: Path, candidates: Run, collection: Collection) -> Evaluation:
+    """How the model reranks the dense candidates."""
+    reranker = load_reranker(model, OFFLINE.reranker_length, "cpu")
+    run = rerank(candidates, collection.queries, collection.documents, reranker, DEPTH, **QUICK)
+    return evaluate(run, collection.qrels)
+
+
+def row(name: str, folder: Path, found: Evaluation, first: Evaluation) -> dict[str, Any]:
+    """A line of the table: the choice on dev, and how it differs from the first."""
+    last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    line = {"choice": name, "divergence": last["distil"], "nDCG@10": found.mean("nDCG@10")}
+    if found is first:
+        return line
+    apart = compare(first, found, "nDCG@10")
+    return line | {
+        "difference": apart.difference,
+        "low": apart.low,
+        "high": apart.high,
+        "p": apart.p,
+    }
+
+
+def chosen(known: Mapping[str, Choice], numbers: Sequence[int] | None) -> dict[str, Choice]:
+    """The first choice, and those of these numbers; ValueError for a number that none has."""
+    names = list(known)
+    if odd := [number for number in numbers or () if not 0 <= number < len(names)]:
+        listed = ", ".join(f"{number} {name}" for number, name in enumerate(names))
+        raise ValueError(f"There is no choice {odd[0]}. There are: {listed}.")
+    wanted = range(len(names)) if numbers is None else [0, *numbers]
+    return {names[number]: known[names[number]] for number in wanted}
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Train each choice in turn, and compare."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path, help="of a training of the bundled reranker")
+    parser.add_argument("--pairs", type=int, default=48_000, help="to train each choice on")
+    parser.add_argument("--only", type=int, nargs="*", help="these choices, counted from 0")
+    parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
+    given = parser.parse_args(arguments)
+    quiet_libraries()
+    trainer = Trainer(Recipe.of(given.folder), given.folder)
+    collection = OFFLINE.load().split("dev", given.queries)
+    candidates = retrieve(replace(OFFLINE, queries=given.queries, depth=DEPTH), collection)
+    found: dict[str, Evaluation] = {}
+
+    def measured(name: str, choice: Choice) -> list[dict[str, Any]]:
+        slug = re.sub(r"\W+", "_", name)
+        folder = given.folder / "choices" / str(given.pairs) / slug
+        folder.mkdir(parents=True, exist_ok=True)
+        found[name] = measure(train(trainer, choice, given.pairs, folder), candidates, collection)
+        return [row(name, folder, found[name], next(iter(found.values())))]
+
+    known = chosen(choices(trainer.recipe, trainer.data), given.only)
+    rows = gather(measured(name, choice) for name, choice in known.items())
+    facts = {"queries": len(collection.queries), "depth": DEPTH, "pairs": given.pairs}
+    write("recipe", facts, rows)
+
+
+if __name__ == "__main__":
+    main()
