@@ -225,6 +225,6 @@ def saving(path: Path, what: str) -> Iterator[None]:
         yield
     except (OSError, RuntimeError, SafetensorError) as error:  # torch's writer raises the second
         raise OSError(
-            f"{what} could not be saved in {path} ({error}); what was saved before is kept. Make "
-            "room on the disk and call again with the same arguments."
+            f"{what} could not be saved in {path} ({error}); what was saved before, if anything, "
+            "is kept. Make room on the disk and call again with the same arguments."
         ) from error
