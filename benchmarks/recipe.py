@@ -41,12 +41,12 @@ class Choice:
 
     Attributes:
         recipe: its numbers that differ.
-        field: of the catalogue, the only one that sentences are taken from; None for all.
+        sentences: the only field of the catalogue that they are taken from; None for all.
         layers: of the encoder, those that are kept; None for all.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict)
-    field: str | None = None
+    sentences: str | None = None
     layers: tuple[int, ...] | None = None
 
 
@@ -65,7 +65,7 @@ def choices(recipe: Recipe, data: TrainingSet) -> dict[str, Choice]:
     without = {"reports_per_step": recipe.reports_per_step + recipe.sentences_per_step}
     found["reports in place of sentences"] = Choice(without | {"sentences_per_step": 0})
     for name in sorted({data.queries[place].field for place in data.sentences}):
-        found[f"sentences: {name} alone"] = Choice(field=name)
+        found[f"sentences: {name} alone"] = Choice(sentences=name)
     return found
 
 
@@ -88,12 +88,13 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
         own.recipe = replace(
             recipe, steps=steps, warmup=steps // 10, snapshot_every=steps + 1, average_to=0
         )
-        if choice.field:
-            queries = own.data.queries
-            kept = [place for place in own.data.sentences if queries[place].field == choice.field]
-            own.data.sentences = kept
+        if choice.sentences:
+            field_of = [query.field for query in own.data.queries]
+            places = own.data.sentences
+            own.data.sentences = [i for i in places if field_of[i] == choice.sentences]
         model = trainer.tuned()
-        cut(model.base_model.model, choice.layers or range(6))
+        if choice.layers:
+            cut(model.base_model.model, choice.layers)
         own.train(model, own.candidates(trainer.teacher()))
         with saving(merged, "The model"):
             model.merge_and_unload().save_pretrained(folder / "unfinished")

@@ -3,6 +3,7 @@
 import importlib
 import json
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -12,6 +13,17 @@ from rerank_utils.mining import read_jsonl
 from rerank_utils.training import Recipe, Trainer
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
+SMALL = Recipe(
+    teachers=1,
+    tune_steps=1,
+    tune_batch=4,
+    docstrings=60,
+    excerpts=2,
+    mixtures=20,
+    rank=2,
+    max_length=32,
+    mined_ranks=30,
+)
 
 
 @pytest.fixture
@@ -56,18 +68,7 @@ def test_precision(benchmark, tiny_reranker_folder):
 def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch, tmp_path):
     """Mined and distilled in two steps, both ways; a second call trains nothing again."""
     half_depth = importlib.import_module("half_depth")
-    small = Recipe(
-        teachers=1,
-        tune_steps=1,
-        tune_batch=4,
-        docstrings=60,
-        excerpts=2,
-        mixtures=20,
-        rank=2,
-        max_length=32,
-        mined_ranks=30,
-    )
-    Trainer(small, tmp_path / "training")
+    Trainer(SMALL, tmp_path / "training")
     sizes = f"--reranker {tiny_reranker_folder} --steps 2 --score-steps 1 --queries 3"
     found = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
     teacher, *students = found["rows"]
@@ -77,7 +78,7 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
     groups = read_jsonl(tmp_path / "training" / "half_depth" / "train-8.jsonl")
     assert len(groups) == 2 * half_depth.BATCH
     for group in groups:
-        assert len(group.neg) == small.group - 1
+        assert len(group.neg) == SMALL.group - 1
         assert group.pos[0] not in group.neg
     monkeypatch.setattr(half_depth, "draw_groups", None)
     again = benchmark("half_depth", f"{tmp_path / 'training'} {sizes}")
@@ -87,21 +88,8 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
 def test_recipe(benchmark, small_training, monkeypatch, tmp_path):
     """Choices differ in what they name, begin alike, and are trained once."""
     recipe = importlib.import_module("recipe")
-    small = Recipe(
-        teachers=1,
-        tune_steps=1,
-        tune_batch=4,
-        queries_per_step=3,
-        reports_per_step=1,
-        sentences_per_step=1,
-        docstrings=60,
-        excerpts=2,
-        mixtures=20,
-        rank=2,
-        max_length=32,
-        mined_ranks=30,
-        log_every=1,
-    )
+    one_of_each = {"queries_per_step": 3, "reports_per_step": 1, "sentences_per_step": 1}
+    small = replace(SMALL, **one_of_each, log_every=1)
     trainer = Trainer(small, tmp_path / "training")
     known = recipe.choices(small, trainer.data)
     numbers = [list(known).index(name) for name in ("other draws", "three layers")]
