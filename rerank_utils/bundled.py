@@ -13,6 +13,8 @@ import os
 import shutil
 import tempfile
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -135,13 +137,19 @@ def merge(adapter: Path, folder: Path) -> None:
     from peft import PeftModel
     from transformers import AutoTokenizer
 
-    with warnings.catch_warnings():
-        # peft still asks transformers by a name that transformers is about to drop
-        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+    with quiet_peft():
         model = PeftModel.from_pretrained(untrained_reranker(), str(adapter)).merge_and_unload()
     model.float().save_pretrained(folder)
     tokenizer = AutoTokenizer.from_pretrained(minilm_path(), model_max_length=MAX_LENGTH)
     tokenizer.save_pretrained(folder)
+
+
+@contextmanager
+def quiet_peft() -> Iterator[None]:
+    """No warning that peft asks transformers by a name that transformers is about to drop."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", ".*is_gradient_checkpointing", FutureWarning)
+        yield
 
 
 def write_bundle(adapter: Path, bundle: Path) -> None:

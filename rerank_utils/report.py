@@ -1,12 +1,13 @@
 """Report: the full test split of the offline profile, as the table the README shows.
 
-`python -m rerank_utils.report --help`. The choices, how BM25 and dense are fused and the weights of
-the reranker in the mixes, are made on dev; on test everything is run once and written down.
+`python -m rerank_utils.report --help`. The choices, how BM25 and dense are fused and the weights in
+the mixes, are made on dev; on test everything is run once and written down.
 """
 
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import sys
 from collections.abc import Callable
@@ -15,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bundled import MAX_LENGTH
 from .collection import Collection, Qrels
 from .evaluation import evaluate
 from .experiment import Experiment, Row, experiment, format_p
@@ -22,7 +24,15 @@ from .files import write_whole
 from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
 from .hub import quiet_libraries
 from .lexical import search_bm25
-from .pipeline import ARTIFACTS, RUN_DEPTH, Result, noted, run_pipeline, score_cache
+from .pipeline import (
+    ARTIFACTS,
+    RUN_DEPTH,
+    Result,
+    noted,
+    retrieve,
+    run_pipeline,
+    score_cache,
+)
 from .plotting import plot_before_after
 from .profiles import OFFLINE, Profile, locate
 from .reranking import load_reranker, rerank
@@ -34,12 +44,20 @@ FUSIONS: dict[str, Callable[[list[Run]], Run]] = {"RRF": reciprocal_rank_fusion}
     for weight in WEIGHTS
 }
 """Ways to fuse BM25 and dense, in this order, that dev chooses among."""
+SHARES = [
+    (first / 10, second / 10, (10 - first - second) / 10)
+    for first, second in itertools.product(range(1, 9), repeat=2)
+    if first + second < 10
+]
+"""Weights of BM25, dense and the reranker that dev chooses among."""
 DENSE = "dense (MiniLM, FAISS flat)"
+TUNED = "tuned: the same MiniLM, trained on the training reports"
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
 Evaluate every pipeline of the course on the full test split: BM25, dense and hybrid retrieval, each
-of them reranked, and dense and hybrid mixed with the reranker. What can be chosen is chosen on dev.
+of them reranked, and mixed with the reranker. With --tuned, an embedder that was tuned on training
+reports stands beside them. What can be chosen is chosen on dev.
 
 The table goes between the markers in README.md, the figure to notebooks/before_after.png, all
 numbers to artifacts/offline/evaluation.json. Call it at the top of the project. Scores of pairs are
@@ -55,7 +73,8 @@ class Report:
         test: the plain pipeline on test: dense, then reranked.
         table: every pipeline against dense.
         fusion: key of `FUSIONS`, chosen on dev.
-        weights: of the reranker in the mix with dense and in that with hybrid, chosen on dev.
+        weights: of the reranker in the mix with each first stage, chosen on dev.
+        shares: of BM25, dense and the reranker in the mix of all three, chosen on dev.
         dev: what each choice gave on dev.
     """
 
@@ -63,6 +82,7 @@ class Report:
     table: Experiment
     fusion: str
     weights: dict[str, float]
+    shares: tuple[float, ...]
     dev: dict[str, dict]
 
     def numbers(self) -> dict:
@@ -73,6 +93,7 @@ class Report:
             "dev": self.dev,
             "fusion": self.fusion,
             "weights": self.weights,
+            "shares": self.shares,
             "test": {
                 "queries": len(self.test.collection.queries),
                 "rows": means,
@@ -117,13 +138,44 @@ def choose_weight(
     return max(scores, key=scores.__getitem__), scores
 
 
-def make_report(profile: Profile = OFFLINE, artifacts: Path = ARTIFACTS) -> Report:
+def choose_shares(
+    runs: list[Run], qrels: Qrels
+) -> tuple[tuple[float, ...], dict[tuple[float, ...], float]]:
+    """The weights of three runs with the highest nDCG@10 of their mix, and nDCG@10 by weights.
+
+    Args:
+        runs: on dev queries, over the same candidates.
+        qrels: their judgments.
+    """
+    scores = {shares: evaluate(_mix(runs, shares), qrels).mean("nDCG@10") for shares in SHARES}
+    return max(scores, key=scores.__getitem__), scores
+
+
+def _mix(runs: list[Run], shares: tuple[float, ...]) -> Run:
+    return convex_combination(runs, shares, "standard")
+
+
+def among(candidates: Run, run: Run, depth: int) -> Run:
+    """What another run says of the first `depth` candidates of each query."""
+    first = {query: set(ids[:depth]) for query, ids, _ in candidates}
+    rows = [
+        [pair for pair in zip(ids, scores, strict=True) if pair[0] in first[query]]
+        for query, ids, scores in run.select(candidates.query_ids)
+    ]
+    documents, scores = ([[pair[i] for pair in row] for row in rows] for i in (0, 1))
+    return Run.from_lists(list(first), documents, scores, run.name)
+
+
+def make_report(
+    profile: Profile = OFFLINE, artifacts: Path = ARTIFACTS, tuned: Path | None = None
+) -> Report:
     """Choose on the dev split of a profile, then run every pipeline on its test split.
 
     Args:
         profile: its split is not used; its number of queries holds for both splits.
         artifacts: where vectors and scores of pairs are kept. Each pair is scored once, however
             many first stages find it.
+        tuned: the embedder that `training --embedder-only` wrote, to be another first stage.
     """
     dev, test = (
         run_pipeline(replace(profile, split=split), artifacts) for split in ("dev", "test")
@@ -134,10 +186,21 @@ def make_report(profile: Profile = OFFLINE, artifacts: Path = ARTIFACTS) -> Repo
     dev_hybrid = FUSIONS[fusion]([dev_bm25, dev.first_stage])
     hybrid = FUSIONS[fusion]([bm25, test.first_stage])
     first_stages = {"dense": (dev.first_stage, test.first_stage), "hybrid": (dev_hybrid, hybrid)}
+    if tuned is not None:
+        first_stages["tuned"] = tuple(_tuned(tuned, found, artifacts) for found in (dev, test))
     reranked = {
-        "dense": (dev.reranked, test.reranked),
-        "hybrid": (_reranked(dev_hybrid, dev, artifacts), _reranked(hybrid, test, artifacts)),
+        name: tuple(
+            _reranked(run, found, artifacts) for run, found in zip(runs, (dev, test), strict=True)
+        )
+        for name, runs in first_stages.items()
     }
+    dev_three, three = (
+        [among(runs[-1], run, depth) for run in runs]
+        for runs in zip(
+            (dev_bm25, bm25), (dev.first_stage, test.first_stage), reranked["hybrid"], strict=True
+        )
+    )
+    shares, by_shares = choose_shares(dev_three, qrels)
     by_weight = {
         name: choose_weight(run, reranked[name][0], qrels, depth)
         for name, (run, _) in first_stages.items()
@@ -148,28 +211,39 @@ def make_report(profile: Profile = OFFLINE, artifacts: Path = ARTIFACTS) -> Repo
         DENSE: test.first_stage,
         f"hybrid: BM25 and dense ({fusion}, chosen on dev)": hybrid,
         f"BM25, top {depth} reranked": _reranked(bm25, test, artifacts),
-        f"dense, top {depth} reranked": test.reranked,
-        f"hybrid, top {depth} reranked": reranked["hybrid"][1],
-    } | {
+    }
+    if tuned is not None:
+        runs[TUNED] = first_stages["tuned"][1]
+    runs |= {f"{name}, top {depth} reranked": run for name, (_, run) in reranked.items()}
+    runs |= {
         f"{name} and reranker mixed ({weight:g} reranker, chosen on dev)": interpolate(
             first_stages[name][1], reranked[name][1], weight, depth
         )
         for name, weight in weights.items()
     }
+    weighed = " : ".join(f"{share:g}" for share in shares)
+    runs[f"BM25, dense and reranker mixed ({weighed}, chosen on dev)"] = _mix(three, shares)
     chosen = {
         "queries": len(qrels),
         "dense": dev.before.means(),
         "reranked": dev.after.means(),
         "by fusion": by_fusion,
         "nDCG@10 by weight": {name: scores for name, (_, scores) in by_weight.items()},
+        "nDCG@10 by shares": {" ".join(map(str, key)): found for key, found in by_shares.items()},
     }
     table = experiment(runs, test.collection.qrels, baseline=DENSE)
-    return Report(test, table, fusion, weights, chosen)
+    return Report(test, table, fusion, weights, shares, chosen)
 
 
 def _bm25(collection: Collection) -> Run:
     depth = min(RUN_DEPTH, len(collection.documents))
     return search_bm25(collection.documents, collection.queries, depth)
+
+
+def _tuned(folder: Path, found: Result, artifacts: Path) -> Run:
+    embedder = {"embedder": str(folder), "pooling": "mean", "embedder_length": MAX_LENGTH}
+    with noted([]):  # it reads fewer tokens than MiniLM as it comes, whose cut texts are counted
+        return retrieve(replace(found.profile, **embedder), found.collection, artifacts)
 
 
 def _reranked(run: Run, found: Result, artifacts: Path) -> Run:
@@ -230,14 +304,19 @@ def main(arguments: list[str] | None = None) -> int:
         metavar="N",
         help="only the first N of each split, to try it out; README and figure stay as they are",
     )
+    parser.add_argument(
+        "--tuned", type=Path, metavar="DIR", help="the embedder/ of a training, for more rows"
+    )
     options = parser.parse_args(arguments)
     if options.queries is not None and options.queries < 1:
         parser.error(f"--queries is {options.queries}: ask for at least one.")
     quiet_libraries()
-    report = make_report(replace(OFFLINE, queries=options.queries))
+    report = make_report(replace(OFFLINE, queries=options.queries), tuned=options.tuned)
     print(f"\n{report.table}\n")
     weights = ", ".join(f"{weight:g} ({name})" for name, weight in report.weights.items())
     print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {weights}")
+    shares = ", ".join(f"{share:g}" for share in report.shares)
+    print(f"chosen on dev: weights of BM25, dense and reranker {shares}")
     if options.queries:
         return 0
     folder = ARTIFACTS / "offline"

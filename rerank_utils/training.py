@@ -4,7 +4,8 @@ Two stages, both on the training side of the split. (1) The packaged bi-encoder 
 document) pairs, four times with other draws, up to half an hour each on two cores; these four,
 with BM25 beside them, are the teacher. (2) A cross-encoder, the first of them with a fresh head,
 learns to rank as the teacher does: a listwise KL divergence over one group of candidates. With
-`label_weight` the labels join the loss. Progress is saved, and the same command resumes.
+`label_weight` the labels join the loss. Progress is saved, and the same command resumes. With
+`--embedder-only` it ends after the first bi-encoder, which is a better first stage too.
 
 What it learns from is in `training_data`, the teacher in `teacher`, what a query is compared with
 in `candidates`.
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
+import shutil
 import sys
 import time
 from collections.abc import Iterator, Sequence
@@ -27,7 +29,14 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
-from .bundled import MAX_LENGTH, merge, minilm_path, untrained_reranker, write_bundle
+from .bundled import (
+    MAX_LENGTH,
+    merge,
+    minilm_path,
+    quiet_peft,
+    untrained_reranker,
+    write_bundle,
+)
 from .candidates import SPARE, Candidates, mine
 from .descent import Descent, in_order, length_parts
 from .encoder import FirstTokenScorer
@@ -216,6 +225,22 @@ class Trainer:
             merge(self.output / "bundle", self.output / "merged")
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
+    def write_embedder(self) -> Path:
+        """Stage 1 for its own sake: the first tuned encoder as a model for `load_embedder`.
+
+        Returns:
+            Its folder, whole; pooling is "mean", and a text has `max_length` tokens.
+        """
+        folder, fresh = self.output / "embedder", self.output / "embedder.writing"
+        if not folder.exists():
+            whole = self.tuned().merge_and_unload()
+            shutil.rmtree(fresh, ignore_errors=True)
+            with saving(folder, "The embedder"):
+                whole.bert.save_pretrained(fresh)
+                self.tokenizer.save_pretrained(fresh)
+                fresh.replace(folder)
+        return folder
+
     def fresh_model(self, number: int = 0) -> PeftModel:
         """MiniLM with a fresh head and a LoRA adapter, which alone are trained.
 
@@ -236,7 +261,8 @@ class Trainer:
             modules_to_save=["pooler", "classifier"],
             task_type="SEQ_CLS",
         )
-        return get_peft_model(base, config)
+        with quiet_peft():
+            return get_peft_model(base, config)
 
     def encoder(self, model: PeftModel) -> BiEncoder:
         """The encoder of `model`, head left aside."""
@@ -461,13 +487,22 @@ def main(arguments: list[str] | None = None) -> None:
     """The command line: one flag for each number of the recipe."""
     parser = argparse.ArgumentParser(description="Train the bundled reranker.")
     parser.add_argument("--output", type=Path, required=True, help="folder; resumed if it exists")
+    parser.add_argument(
+        "--embedder-only",
+        action="store_true",
+        help="tune the bi-encoder, write it to the folder's embedder/, and stop",
+    )
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     values = vars(parser.parse_args(arguments))
-    output = values.pop("output")
+    output, embedder_only = values.pop("output"), values.pop("embedder_only")
     quiet_libraries()
     try:
-        Trainer(Recipe(**values), output).run()
+        trainer = Trainer(Recipe(**values), output)
+        if embedder_only:
+            print(f"Tuned: {trainer.write_embedder()}")
+        else:
+            trainer.run()
     except KeyboardInterrupt:
         sys.exit("\nStopped. Run the same command again: it goes on from here.")
     except (ValueError, OSError, FloatingPointError) as error:

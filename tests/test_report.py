@@ -8,6 +8,7 @@ import pytest
 
 from rerank_utils import report as report_room
 from rerank_utils import reranking
+from rerank_utils.bundled import minilm_path
 from rerank_utils.collection import Collection
 from rerank_utils.cwe import load_cwe
 from rerank_utils.evaluation import MEASURES, evaluate
@@ -17,8 +18,12 @@ from rerank_utils.report import (
     DENSE,
     FUSIONS,
     MARKERS,
+    SHARES,
+    TUNED,
+    among,
     as_markdown,
     choose_fusion,
+    choose_shares,
     choose_weight,
     main,
     make_report,
@@ -55,6 +60,24 @@ def test_the_fusion_with_the_highest_recall_is_chosen_then_ndcg():
     assert scores[name]["R@50"] == 1.0
 
 
+def test_the_shares_with_the_highest_ndcg_are_chosen():
+    """The answer b is second in all three; each of the others is last in one of them."""
+    lists = [["a", "b", "c"], ["c", "b", "d"], ["d", "b", "a"]]
+    runs = [Run.from_lists(["q"], [ids], [[1.0, 0.6, 0.0]]) for ids in lists]
+    shares, by_shares = choose_shares(runs, {"q": {"b": 1}})
+    assert by_shares[shares] == max(by_shares.values()) == 1.0
+    assert len(SHARES) == 36 and all(sum(row) == pytest.approx(1) for row in SHARES)
+    assert by_shares[0.8, 0.1, 0.1] < 1.0
+
+
+def test_scores_among_candidates_are_those_of_the_run():
+    candidates = Run.from_lists(["q", "r"], [["a", "b", "c"], ["d"]], [[3, 2, 1], [1]])
+    run = Run.from_lists(["r", "q"], [["x"], ["c", "b", "y"]], [[5], [9, 8, 7]], "other")
+    found = among(candidates, run, 2)
+    assert found.name == "other" and list(found.query_ids) == ["q", "r"]
+    assert found.top("q") == [("b", 8.0)] and found.top("r") == []
+
+
 @pytest.fixture(scope="module")
 def small_profile(tiny_reranker_folder):
     """Sixty weaknesses with six dev and six test queries, a random reranker and real MiniLM."""
@@ -86,25 +109,28 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
         lambda model, pairs, *rest: scored.extend(pairs) or score(model, pairs, *rest),
     )
     given = []
-    for choose in (choose_fusion, choose_weight):
+    for choose in (choose_fusion, choose_shares, choose_weight):
 
         def watched(*parts, choose=choose):
             given.append(parts)
             return choose(*parts)
 
         monkeypatch.setattr(report_room, choose.__name__, watched)
-    report = make_report(small_profile, tmp_path)
+    report = make_report(small_profile, tmp_path, minilm_path())
     dev = set(small_profile.load().splits["dev"])
-    for *runs, qrels in [given[0], *(parts[:3] for parts in given[1:])]:
+    for *runs, qrels in [*given[:2], *(parts[:3] for parts in given[2:])]:
         runs = runs[0] if isinstance(runs[0], list) else runs
         assert all(set(asked) == dev for asked in (qrels, *(run.query_ids for run in runs)))
-    assert len(given) == 3
+    assert len(given) == 5
     names = list(report.table.evaluations)
-    assert len(names) == 8 and len(report.table.rows) == 8 * len(MEASURES)
+    assert len(names) == 12 and len(report.table.rows) == 12 * len(MEASURES)
     assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE
-    assert sum("top 8 reranked" in name for name in names) == 3
+    assert sum("top 8 reranked" in name for name in names) == 4
     assert report.fusion in names[2]
-    for name, (first_stage, weight) in zip(names[6:], report.weights.items(), strict=True):
+    # the "tuned" one is the same model here, with a shorter window
+    assert report.table.evaluations[TUNED].mean("R@50") == report.test.before.mean("R@50")
+    assert report.shares in SHARES and " : ".join(map(str, report.shares)) in names[-1]
+    for name, (first_stage, weight) in zip(names[8:-1], report.weights.items(), strict=True):
         assert name.startswith(first_stage) and f"{weight:g} reranker" in name
     assert len(scored) == len(set(scored)) > 2 * 6 * 8
 
@@ -116,8 +142,12 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     assert recall[report.fusion]["R@50"] == max(row["R@50"] for row in recall.values())
 
     again = len(scored)
-    repeated = make_report(small_profile, tmp_path)
+    repeated = make_report(small_profile, tmp_path, minilm_path())
     assert len(scored) == again and repeated.table.rows == report.table.rows
+    plain = make_report(small_profile, tmp_path)
+    assert len(scored) == again and list(plain.table.evaluations) == [
+        name for name in names if not name.startswith("tuned")
+    ]
 
 
 def test_the_markdown_states_difference_interval_and_corrected_p():

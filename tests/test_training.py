@@ -12,9 +12,10 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.special import log_softmax, rel_entr, softmax
 
-from rerank_utils import training, training_curve, training_data, training_folder
-from rerank_utils.bundled import ADAPTER
+from rerank_utils import teacher, training, training_curve, training_data, training_folder
+from rerank_utils.bundled import ADAPTER, minilm_path
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
+from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.lexical import search_bm25
 from rerank_utils.training import Recipe, Trainer
 from rerank_utils.training_data import training_documents
@@ -49,6 +50,15 @@ SMALL = Recipe(
     average_to=4,
     log_every=1,
 )
+
+
+def flags(recipe):
+    """The recipe as the command line takes it."""
+    return [
+        part
+        for name, value in asdict(recipe).items()
+        for part in (f"--{name.replace('_', '-')}", str(value))
+    ]
 
 
 def test_nothing_held_out_takes_part(asked_in_training):
@@ -136,6 +146,27 @@ def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path, monke
     for name, value in states[0].items():
         torch.testing.assert_close(begun[name], value, atol=0, rtol=0, msg=name)
     assert any(not torch.equal(value, begun[name]) for name, value in states[1].items())
+
+
+def test_the_tuned_embedder_is_a_model_of_its_own(small_training, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(teacher, "half_is_quick", lambda device: False)
+    recipe = replace(SMALL, tune_rate=0.01)
+    training.main(["--output", str(tmp_path), "--embedder-only", *flags(recipe)])
+    folder = tmp_path / "embedder"
+    assert str(folder) in capsys.readouterr().out
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "recipe.json",
+        "encoder-0.pt",
+        "embedder",
+    }
+    trainer = Trainer(recipe, tmp_path)
+    texts = ["SQL in the name field", "a buffer on the stack " * 30]
+    expected = trainer.encoder(trainer.tuned()).embed(texts)
+    length = recipe.max_length
+    found = embed_documents(load_embedder(folder, "mean", None, length, "cpu"), texts)
+    np.testing.assert_allclose(found, expected, atol=1e-5)
+    plain = embed_documents(load_embedder(minilm_path(), "mean", None, length, "cpu"), texts)
+    assert np.abs(plain - found).max() > 1e-3
 
 
 def test_a_step_has_the_stated_loss(small_training, tmp_path):
@@ -349,11 +380,7 @@ def test_weights_that_overflow_stop_the_training(small_training, tmp_path):
 
 
 def test_the_command_line_says_what_is_wrong(small_training, tmp_path, monkeypatch):
-    small = [
-        part
-        for name, value in asdict(SMALL).items()
-        for part in (f"--{name.replace('_', '-')}", str(value))
-    ]
+    small = flags(SMALL)
     with pytest.raises(SystemExit, match=r"error: rate is 0\.0"):
         training.main(["--output", str(tmp_path / "new"), *small, "--rate", "0"])
     (tmp_path / "foreign").mkdir()
