@@ -74,7 +74,7 @@ class Report:
         table: every pipeline against dense.
         fusion: key of `FUSIONS`, chosen on dev.
         weights: of the reranker in the mix with each first stage, chosen on dev.
-        shares: of BM25, dense and the reranker in the mix of all three, chosen on dev.
+        shares: of BM25, dense or tuned, and the reranker in the mix of all three, chosen on dev.
         dev: what each choice gave on dev.
     """
 
@@ -82,7 +82,7 @@ class Report:
     table: Experiment
     fusion: str
     weights: dict[str, float]
-    shares: tuple[float, ...]
+    shares: dict[str, tuple[float, ...]]
     dev: dict[str, dict]
 
     def numbers(self) -> dict:
@@ -194,13 +194,19 @@ def make_report(
         )
         for name, runs in first_stages.items()
     }
-    dev_three, three = (
-        [among(runs[-1], run, depth) for run in runs]
-        for runs in zip(
-            (dev_bm25, bm25), (dev.first_stage, test.first_stage), reranked["hybrid"], strict=True
-        )
-    )
-    shares, by_shares = choose_shares(dev_three, qrels)
+    # all three scores of the same candidates: MiniLM as it comes leaves them to the hybrid
+    three = {
+        name: [
+            [among(last, run, depth) for run in (words, vectors, last)]
+            for words, vectors, last in zip(
+                (dev_bm25, bm25), first_stages[name], reranked[candidates], strict=True
+            )
+        ]
+        for name, candidates in (("dense", "hybrid"), ("tuned", "tuned"))
+        if name in first_stages
+    }
+    by_shares = {name: choose_shares(runs, qrels) for name, (runs, _) in three.items()}
+    shares = {name: found for name, (found, _) in by_shares.items()}
     by_weight = {
         name: choose_weight(run, reranked[name][0], qrels, depth)
         for name, (run, _) in first_stages.items()
@@ -210,10 +216,10 @@ def make_report(
         "BM25": bm25,
         DENSE: test.first_stage,
         f"hybrid: BM25 and dense ({fusion}, chosen on dev)": hybrid,
-        f"BM25, top {depth} reranked": _reranked(bm25, test, artifacts),
     }
     if tuned is not None:
         runs[TUNED] = first_stages["tuned"][1]
+    runs[f"BM25, top {depth} reranked"] = _reranked(bm25, test, artifacts)
     runs |= {f"{name}, top {depth} reranked": run for name, (_, run) in reranked.items()}
     runs |= {
         f"{name} and reranker mixed ({weight:g} reranker, chosen on dev)": interpolate(
@@ -221,15 +227,20 @@ def make_report(
         )
         for name, weight in weights.items()
     }
-    weighed = " : ".join(f"{share:g}" for share in shares)
-    runs[f"BM25, dense and reranker mixed ({weighed}, chosen on dev)"] = _mix(three, shares)
+    for name, (_, parts) in three.items():
+        weighed = " : ".join(f"{share:g}" for share in shares[name])
+        title = f"BM25, {name} and reranker mixed ({weighed}, chosen on dev)"
+        runs[title] = _mix(parts, shares[name])
     chosen = {
         "queries": len(qrels),
         "dense": dev.before.means(),
         "reranked": dev.after.means(),
         "by fusion": by_fusion,
         "nDCG@10 by weight": {name: scores for name, (_, scores) in by_weight.items()},
-        "nDCG@10 by shares": {" ".join(map(str, key)): found for key, found in by_shares.items()},
+        "nDCG@10 by shares": {
+            name: {" ".join(map(str, key)): mean for key, mean in found.items()}
+            for name, (_, found) in by_shares.items()
+        },
     }
     table = experiment(runs, test.collection.qrels, baseline=DENSE)
     return Report(test, table, fusion, weights, shares, chosen)
@@ -315,8 +326,8 @@ def main(arguments: list[str] | None = None) -> int:
     print(f"\n{report.table}\n")
     weights = ", ".join(f"{weight:g} ({name})" for name, weight in report.weights.items())
     print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {weights}")
-    shares = ", ".join(f"{share:g}" for share in report.shares)
-    print(f"chosen on dev: weights of BM25, dense and reranker {shares}")
+    for name, shares in report.shares.items():
+        print(f"chosen on dev: weights of BM25, {name} and reranker {shares}")
     if options.queries:
         return 0
     folder = ARTIFACTS / "offline"

@@ -118,19 +118,21 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
         monkeypatch.setattr(report_room, choose.__name__, watched)
     report = make_report(small_profile, tmp_path, minilm_path())
     dev = set(small_profile.load().splits["dev"])
-    for *runs, qrels in [*given[:2], *(parts[:3] for parts in given[2:])]:
+    for *runs, qrels in [*given[:3], *(parts[:3] for parts in given[3:])]:
         runs = runs[0] if isinstance(runs[0], list) else runs
         assert all(set(asked) == dev for asked in (qrels, *(run.query_ids for run in runs)))
-    assert len(given) == 5
+    assert len(given) == 6
     names = list(report.table.evaluations)
-    assert len(names) == 12 and len(report.table.rows) == 12 * len(MEASURES)
+    assert len(names) == 13 and len(report.table.rows) == 13 * len(MEASURES)
     assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE
     assert sum("top 8 reranked" in name for name in names) == 4
     assert report.fusion in names[2]
     # the "tuned" one is the same model here, with a shorter window
     assert report.table.evaluations[TUNED].mean("R@50") == report.test.before.mean("R@50")
-    assert report.shares in SHARES and " : ".join(map(str, report.shares)) in names[-1]
-    for name, (first_stage, weight) in zip(names[8:-1], report.weights.items(), strict=True):
+    for name, (first_stage, shares) in zip(names[-2:], report.shares.items(), strict=True):
+        assert shares in SHARES and name.startswith(f"BM25, {first_stage} and reranker")
+        assert " : ".join(map(str, shares)) in name
+    for name, (first_stage, weight) in zip(names[8:-2], report.weights.items(), strict=True):
         assert name.startswith(first_stage) and f"{weight:g} reranker" in name
     assert len(scored) == len(set(scored)) > 2 * 6 * 8
 
@@ -146,7 +148,7 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     assert len(scored) == again and repeated.table.rows == report.table.rows
     plain = make_report(small_profile, tmp_path)
     assert len(scored) == again and list(plain.table.evaluations) == [
-        name for name in names if not name.startswith("tuned")
+        name for name in names if "tuned" not in name
     ]
 
 
