@@ -145,6 +145,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     quiet_libraries()
     trainer = Trainer(Recipe.of(given.folder), given.folder)
+    try:
+        known = chosen(choices(trainer.recipe, trainer.data), given.only)
+    except ValueError as error:
+        parser.error(str(error))
     collection = OFFLINE.load().split("dev", given.queries)
     candidates = retrieve(replace(OFFLINE, queries=given.queries, depth=DEPTH), collection)
     found: dict[str, Evaluation] = {}
@@ -156,7 +160,6 @@ def main(arguments: Sequence[str] | None = None) -> None:
         found[name] = measure(train(trainer, choice, given.pairs, folder), candidates, collection)
         return [row(name, folder, found[name], next(iter(found.values())))]
 
-    known = chosen(choices(trainer.recipe, trainer.data), given.only)
     rows = gather(measured(name, choice) for name, choice in known.items())
     facts = {"queries": len(collection.queries), "depth": DEPTH, "pairs": given.pairs}
     write("recipe", facts, rows)
