@@ -28,9 +28,10 @@ from rerank_utils.pipeline import retrieve
 from rerank_utils.profiles import OFFLINE, locate
 from rerank_utils.reranking import load_reranker, rerank
 from rerank_utils.run import Run
-from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training import Trainer
 from rerank_utils.training_curve import QUICK
 from rerank_utils.training_folder import identity
+from rerank_utils.training_recipe import Recipe
 
 DEPTH = 50
 BATCH = 4

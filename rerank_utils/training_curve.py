@@ -27,7 +27,8 @@ from .pipeline import retrieve
 from .profiles import OFFLINE
 from .reranking import load_reranker, rerank
 from .run import Run
-from .training import Recipe, Trainer
+from .training import Trainer
+from .training_recipe import Recipe
 
 RECORD = "training_log.json"
 DEPTH = 20

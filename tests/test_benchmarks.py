@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from rerank_utils.mining import read_jsonl
-from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training import Trainer
+from rerank_utils.training_recipe import Recipe
 
 FOLDER = Path(__file__).parent.parent / "benchmarks"
 SMALL = Recipe(

@@ -10,8 +10,8 @@ import pytest
 
 from rerank_utils import bundled
 from rerank_utils.reranking import load_reranker, score_pairs
-from rerank_utils.training import Recipe
 from rerank_utils.training_curve import RECORD
+from rerank_utils.training_recipe import Recipe
 
 MEGABYTES = 1_000_000
 

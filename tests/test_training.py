@@ -17,8 +17,9 @@ from rerank_utils.bundled import ADAPTER, minilm_path
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.lexical import search_bm25
-from rerank_utils.training import Recipe, Trainer
+from rerank_utils.training import Trainer
 from rerank_utils.training_data import training_documents
+from rerank_utils.training_recipe import Recipe
 
 CLASSIFIER = "base_model.model.classifier.modules_to_save.default.weight"
 SMALL = Recipe(
