@@ -27,6 +27,7 @@ from rerank_utils.pipeline import retrieve
 from rerank_utils.profiles import OFFLINE
 from rerank_utils.reranking import load_reranker, rerank
 from rerank_utils.run import Run
+from rerank_utils.score_cache import ScoreCache
 from rerank_utils.training import Trainer
 from rerank_utils.training_curve import QUICK
 from rerank_utils.training_data import TrainingSet
@@ -105,9 +106,10 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
 
 
 def measure(model: Path, candidates: Run, collection: Collection) -> Evaluation:
-    """How the model reranks the dense candidates."""
+    """How the model reranks the dense candidates; its scores are kept beside it."""
     reranker = load_reranker(model, OFFLINE.reranker_length, "cpu")
-    run = rerank(candidates, collection.queries, collection.documents, reranker, DEPTH, **QUICK)
+    texts, cache = (collection.queries, collection.documents), ScoreCache(model.parent / "scores")
+    run = rerank(candidates, *texts, reranker, DEPTH, cache=cache, **QUICK)
     return evaluate(run, collection.qrels)
 
 
