@@ -22,7 +22,9 @@ lab: setup            ## open the notebooks
 notebooks: setup      ## run the notebooks and refresh their outputs
 	$(BIN)/python notebooks/refresh.py
 
-embedder: setup       ## tune the embedder on the training reports (5 minutes on two cores with bfloat16, 15 without)
+embedder: artifacts/embedder/embedder/config.json  ## tune the embedder (5 minutes on two cores with bfloat16, 15 without)
+
+artifacts/embedder/embedder/config.json: | setup
 	$(BIN)/python -m rerank_utils.training --output artifacts/embedder --teachers 1 --tune-steps 50 --embedder-only
 
 evaluate: embedder    ## the full test split: the table of the README

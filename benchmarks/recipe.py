@@ -3,7 +3,7 @@
 Trains a reranker on the same number of pairs for each choice, one thing changed at a time, and
 compares all of them with the first on dev. FOLDER is that of a training: its recipe is changed, and
 its tuned encoders are the teacher, so that no choice has another one. What is trained stays in
-FOLDER: an interrupt loses little, and a second call trains nothing again.
+FOLDER: an interrupt loses little, and a second call neither trains nor scores anything again.
 """
 
 from __future__ import annotations
@@ -108,7 +108,10 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
 def measure(model: Path, candidates: Run, collection: Collection) -> Evaluation:
     """How the model reranks the dense candidates; its scores are kept beside it."""
     reranker = load_reranker(model, OFFLINE.reranker_length, "cpu")
-    texts, cache = (collection.queries, collection.documents), ScoreCache(model.parent / "scores")
+    texts, cache = (
+        (collection.queries, collection.documents),
+        ScoreCache(model.parent / f"scores-{QUICK['dtype']}"),
+    )
     run = rerank(candidates, *texts, reranker, DEPTH, cache=cache, **QUICK)
     return evaluate(run, collection.qrels)
 

@@ -16,9 +16,8 @@ from pathlib import Path
 
 import numpy as np
 
-from .bundled import MAX_LENGTH
 from .collection import Collection, Qrels
-from .evaluation import evaluate
+from .evaluation import Comparison, compare, evaluate
 from .experiment import Experiment, Row, experiment, format_p
 from .files import write_whole
 from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
@@ -51,13 +50,13 @@ SHARES = [
 ]
 """Weights of BM25, dense and the reranker that dev chooses among."""
 DENSE = "dense (MiniLM, FAISS flat)"
-TUNED = "tuned: the same MiniLM, trained on the training reports"
+TUNED = "tuned: the same MiniLM, trained on the training side"
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
 Evaluate every pipeline of the course on the full test split: BM25, dense and hybrid retrieval, each
-of them reranked, and mixed with the reranker. With --tuned, an embedder that was tuned on training
-reports stands beside them. What can be chosen is chosen on dev.
+of them reranked; dense and hybrid mixed with the reranker; and all three mixed. With --tuned an
+embedder that was tuned on the training side stands beside them. All choices are made on dev.
 
 The table goes between the markers in README.md, the figure to notebooks/before_after.png, all
 numbers to artifacts/offline/evaluation.json. Call it at the top of the project. Scores of pairs are
@@ -73,7 +72,7 @@ class Report:
         test: the plain pipeline on test: dense, then reranked.
         table: every pipeline against dense.
         fusion: key of `FUSIONS`, chosen on dev.
-        weights: of the reranker in the mix with each first stage, chosen on dev.
+        weights: of the reranker in the mix with dense, hybrid and tuned, chosen on dev.
         shares: of BM25, dense or tuned, and the reranker in the mix of all three, chosen on dev.
         dev: what each choice gave on dev.
     """
@@ -194,7 +193,7 @@ def make_report(
         )
         for name, runs in first_stages.items()
     }
-    # all three scores of the same candidates: MiniLM as it comes leaves them to the hybrid
+    # three scores of the same candidates: for dense those of the hybrid, for tuned its own
     three = {
         name: [
             [among(last, run, depth) for run in (words, vectors, last)]
@@ -236,6 +235,10 @@ def make_report(
         "dense": dev.before.means(),
         "reranked": dev.after.means(),
         "by fusion": by_fusion,
+        "nDCG@10 by first stage": {
+            name: [evaluate(run, qrels).mean("nDCG@10") for run in (first, reranked[name][0])]
+            for name, (first, _) in first_stages.items()
+        },
         "nDCG@10 by weight": {name: scores for name, (_, scores) in by_weight.items()},
         "nDCG@10 by shares": {
             name: {" ".join(map(str, key)): mean for key, mean in found.items()}
@@ -243,6 +246,10 @@ def make_report(
         },
     }
     table = experiment(runs, test.collection.qrels, baseline=DENSE)
+    if tuned is not None:
+        mixed = f"tuned and reranker mixed ({weights['tuned']:g} reranker, chosen on dev)"
+        pairs = [(f"dense, top {depth} reranked", TUNED), (TUNED, mixed)]
+        table = replace(table, notes=[*table.notes, _beside(table, pairs)])
     return Report(test, table, fusion, weights, shares, chosen)
 
 
@@ -252,7 +259,10 @@ def _bm25(collection: Collection) -> Run:
 
 
 def _tuned(folder: Path, found: Result, artifacts: Path) -> Run:
-    embedder = {"embedder": str(folder), "pooling": "mean", "embedder_length": MAX_LENGTH}
+    from transformers import AutoTokenizer
+
+    length = AutoTokenizer.from_pretrained(folder).model_max_length
+    embedder = {"embedder": str(folder), "pooling": "mean", "embedder_length": length}
     with noted([]):  # it reads fewer tokens than MiniLM as it comes, whose cut texts are counted
         return retrieve(replace(found.profile, **embedder), found.collection, artifacts)
 
@@ -280,11 +290,23 @@ def as_markdown(table: Experiment) -> str:
 
 
 def _difference(row: Row) -> str:
-    if row.difference is None:
-        return "–"
-    p = format_p(row.corrected_p)
-    p = f"p {p}" if p.startswith("<") else f"p = {p}"
-    return f"{row.difference:+.3f} [{row.low:+.3f}, {row.high:+.3f}], {p}"
+    return "–" if row.difference is None else _stated(row, row.corrected_p)
+
+
+def _beside(table: Experiment, pairs: list[tuple[str, str]]) -> str:
+    """The differences between these runs in nDCG@10, as a sentence."""
+    found = []
+    for before, after in pairs:
+        apart = compare(table.evaluations[before], table.evaluations[after], "nDCG@10")
+        names = " over ".join(name.split(":")[0].split(" (")[0] for name in (after, before))
+        found.append(f"{names} {_stated(apart, apart.p)}")
+    return f"Beside these, not corrected: {'; '.join(found)}."
+
+
+def _stated(found: Row | Comparison, p: float) -> str:
+    said = format_p(p)
+    said = f"p {said}" if said.startswith("<") else f"p = {said}"
+    return f"{found.difference:+.3f} [{found.low:+.3f}, {found.high:+.3f}], {said}"
 
 
 def write_between_markers(path: Path, text: str, markers: tuple[str, str] = MARKERS) -> None:
@@ -316,11 +338,20 @@ def main(arguments: list[str] | None = None) -> int:
         help="only the first N of each split, to try it out; README and figure stay as they are",
     )
     parser.add_argument(
-        "--tuned", type=Path, metavar="DIR", help="the embedder/ of a training, for more rows"
+        "--tuned",
+        type=Path,
+        metavar="DIR",
+        help="the embedder/ of a training, for more rows (`make evaluate` gives it; without it the "
+        "README loses them)",
     )
     options = parser.parse_args(arguments)
     if options.queries is not None and options.queries < 1:
         parser.error(f"--queries is {options.queries}: ask for at least one.")
+    if options.tuned and not (options.tuned / "config.json").is_file():
+        parser.error(
+            f"--tuned is {options.tuned}, which holds no model: give the folder embedder/ that "
+            "`python -m rerank_utils.training --embedder-only` wrote."
+        )
     quiet_libraries()
     report = make_report(replace(OFFLINE, queries=options.queries), tuned=options.tuned)
     print(f"\n{report.table}\n")

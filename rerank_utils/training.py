@@ -4,8 +4,9 @@ Two stages, both on the training side of the split. (1) The packaged bi-encoder 
 document) pairs, four times with other draws, up to half an hour each on two cores; these four,
 with BM25 beside them, are the teacher. (2) A cross-encoder, the first of them with a fresh head,
 learns to rank as the teacher does: a listwise KL divergence over one group of candidates. With
-`label_weight` the labels join the loss. Progress is saved, and the same command resumes. With
-`--embedder-only` it ends after the first bi-encoder, which is a better first stage too.
+`label_weight` the labels join the loss. Each bi-encoder is saved when it is tuned, the second stage
+now and then; the same command resumes. With `--embedder-only` it ends after the first bi-encoder,
+which is a better first stage too.
 
 What it learns from is in `training_data`, the teacher in `teacher`, what a query is compared with
 in `candidates`.
@@ -28,13 +29,7 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
-from .bundled import (
-    merge,
-    minilm_path,
-    quiet_peft,
-    untrained_reranker,
-    write_bundle,
-)
+from .bundled import merge, minilm_path, quiet_peft, untrained_reranker, write_bundle
 from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
 from .encoder import FirstTokenScorer
@@ -96,15 +91,20 @@ class Trainer:
         """Stage 1 for its own sake: the first tuned encoder as a model for `load_embedder`.
 
         Returns:
-            Its folder, whole; pooling is "mean", and a text has `max_length` tokens.
+            Its folder, whole. It says that pooling is "mean" and a text has `max_length` tokens.
         """
+        from transformers import AutoTokenizer
+
         folder, fresh = self.output / "embedder", self.output / "embedder.writing"
         if not folder.exists():
             whole = self.tuned().merge_and_unload()
             shutil.rmtree(fresh, ignore_errors=True)
             with saving(folder, "The embedder"):
                 whole.bert.save_pretrained(fresh)
-                self.tokenizer.save_pretrained(fresh)
+                length = self.recipe.max_length
+                tokenizer = AutoTokenizer.from_pretrained(minilm_path(), model_max_length=length)
+                tokenizer.save_pretrained(fresh)
+                shutil.copytree(minilm_path() / "1_Pooling", fresh / "1_Pooling")
                 fresh.replace(folder)
         return folder
 
@@ -371,7 +371,8 @@ def main(arguments: list[str] | None = None) -> None:
         else:
             trainer.run()
     except KeyboardInterrupt:
-        sys.exit("\nStopped. Run the same command again: it goes on from here.")
+        where = "begins this encoder anew" if embedder_only else "goes on from here"
+        sys.exit(f"\nStopped. Run the same command again: it {where}.")
     except (ValueError, OSError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 

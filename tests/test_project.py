@@ -139,7 +139,9 @@ def test_the_mission_packages_are_there():
     assert wanted | {"matplotlib"} <= names
 
 
-@pytest.mark.parametrize("name", ["run", "test", "lab", "notebooks", "evaluate", "bench"])
+@pytest.mark.parametrize(
+    "name", ["run", "test", "lab", "notebooks", "embedder", "evaluate", "bench"]
+)
 def test_make_knows_the_command_and_the_readme_names_it(name):
     assert re.search(rf"^{name}:", (ROOT / "Makefile").read_text(encoding="utf-8"), re.MULTILINE)
     assert f"make {name}" in (ROOT / "README.md").read_text(encoding="utf-8")

@@ -11,7 +11,7 @@ from rerank_utils import reranking
 from rerank_utils.bundled import minilm_path
 from rerank_utils.collection import Collection
 from rerank_utils.cwe import load_cwe
-from rerank_utils.evaluation import MEASURES, evaluate
+from rerank_utils.evaluation import MEASURES, compare, evaluate
 from rerank_utils.experiment import experiment
 from rerank_utils.profiles import OFFLINE
 from rerank_utils.report import (
@@ -127,8 +127,13 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE
     assert sum("top 8 reranked" in name for name in names) == 4
     assert report.fusion in names[2]
-    # the "tuned" one is the same model here, with a shorter window
+    # the "tuned" one is the same model here
     assert report.table.evaluations[TUNED].mean("R@50") == report.test.before.mean("R@50")
+    apart = compare(
+        *(report.table.evaluations[n] for n in ("dense, top 8 reranked", TUNED)), "nDCG@10"
+    )
+    said = f"tuned over dense, top 8 reranked {apart.difference:+.3f} [{apart.low:+.3f}"
+    assert said in report.table.notes[-1] and said in as_markdown(report.table)
     for name, (first_stage, shares) in zip(names[-2:], report.shares.items(), strict=True):
         assert shares in SHARES and name.startswith(f"BM25, {first_stage} and reranker")
         assert " : ".join(map(str, shares)) in name
@@ -188,3 +193,6 @@ def test_help_says_what_is_written_and_a_wrong_number_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--queries", "0"])
     assert stopped.value.code == 2 and "at least one" in capsys.readouterr().err
+    with pytest.raises(SystemExit) as stopped:
+        main(["--tuned", "nowhere"])
+    assert stopped.value.code == 2 and "nowhere, which holds no model" in capsys.readouterr().err

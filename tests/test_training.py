@@ -164,6 +164,10 @@ def test_the_tuned_embedder_is_a_model_of_its_own(small_training, tmp_path, monk
     texts = ["SQL in the name field", "a buffer on the stack " * 30]
     expected = trainer.encoder(trainer.tuned()).embed(texts)
     length = recipe.max_length
+    assert json.loads((folder / "1_Pooling" / "config.json").read_text())[
+        "pooling_mode_mean_tokens"
+    ]
+    assert load_embedder(folder, "mean", None, length, "cpu").tokenizer.model_max_length == length
     found = embed_documents(load_embedder(folder, "mean", None, length, "cpu"), texts)
     np.testing.assert_allclose(found, expected, atol=1e-5)
     plain = embed_documents(load_embedder(minilm_path(), "mean", None, length, "cpu"), texts)
