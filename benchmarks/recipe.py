@@ -108,10 +108,8 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
 def measure(model: Path, candidates: Run, collection: Collection) -> Evaluation:
     """How the model reranks the dense candidates; its scores are kept beside it."""
     reranker = load_reranker(model, OFFLINE.reranker_length, "cpu")
-    texts, cache = (
-        (collection.queries, collection.documents),
-        ScoreCache(model.parent / f"scores-{QUICK['dtype']}"),
-    )
+    cache = ScoreCache(model.parent / f"scores-{QUICK['dtype']}")
+    texts = (collection.queries, collection.documents)
     run = rerank(candidates, *texts, reranker, DEPTH, cache=cache, **QUICK)
     return evaluate(run, collection.qrels)
 

@@ -23,15 +23,7 @@ from .files import write_whole
 from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
 from .hub import quiet_libraries
 from .lexical import search_bm25
-from .pipeline import (
-    ARTIFACTS,
-    RUN_DEPTH,
-    Result,
-    noted,
-    retrieve,
-    run_pipeline,
-    score_cache,
-)
+from .pipeline import ARTIFACTS, RUN_DEPTH, Result, noted, retrieve, run_pipeline, score_cache
 from .plotting import plot_before_after
 from .profiles import OFFLINE, Profile, locate
 from .reranking import load_reranker, rerank
@@ -220,10 +212,12 @@ def make_report(
         runs[TUNED] = first_stages["tuned"][1]
     runs[f"BM25, top {depth} reranked"] = _reranked(bm25, test, artifacts)
     runs |= {f"{name}, top {depth} reranked": run for name, (_, run) in reranked.items()}
+    mixed = {
+        name: f"{name} and reranker mixed ({weight:g} reranker, chosen on dev)"
+        for name, weight in weights.items()
+    }
     runs |= {
-        f"{name} and reranker mixed ({weight:g} reranker, chosen on dev)": interpolate(
-            first_stages[name][1], reranked[name][1], weight, depth
-        )
+        mixed[name]: interpolate(first_stages[name][1], reranked[name][1], weight, depth)
         for name, weight in weights.items()
     }
     for name, (_, parts) in three.items():
@@ -247,8 +241,7 @@ def make_report(
     }
     table = experiment(runs, test.collection.qrels, baseline=DENSE)
     if tuned is not None:
-        mixed = f"tuned and reranker mixed ({weights['tuned']:g} reranker, chosen on dev)"
-        pairs = [(f"dense, top {depth} reranked", TUNED), (TUNED, mixed)]
+        pairs = [(f"dense, top {depth} reranked", TUNED), (TUNED, mixed["tuned"])]
         table = replace(table, notes=[*table.notes, _beside(table, pairs)])
     return Report(test, table, fusion, weights, shares, chosen)
 

@@ -87,7 +87,7 @@ def test_half_depth(benchmark, tiny_reranker_folder, small_training, monkeypatch
 
 
 def test_recipe(benchmark, small_training, monkeypatch, tmp_path):
-    """Choices differ in what they name, begin alike, and are trained once."""
+    """Choices differ in what they name, begin alike, and are trained and scored once."""
     recipe = importlib.import_module("recipe")
     one_of_each = {"queries_per_step": 3, "reports_per_step": 1, "sentences_per_step": 1}
     small = replace(SMALL, **one_of_each, log_every=1)
@@ -109,8 +109,11 @@ def test_recipe(benchmark, small_training, monkeypatch, tmp_path):
     assert depths.pop("three_layers") == 3 and set(depths.values()) == {6}
 
     monkeypatch.setattr(Trainer, "train", None)
+    kept_scores = {path: path.read_bytes() for path in kept.glob("*/scores-*")}
     again = benchmark("recipe", f"{sizes} {numbers[0]}")
     assert again["rows"] == found["rows"][:2]
+    assert len(kept_scores) == 4  # one a choice, and nothing was added to them
+    assert all(path.read_bytes() == before for path, before in kept_scores.items())
     with pytest.raises(ValueError, match=r"no choice 99\. There are: 0 the recipe, 1 other draws"):
         recipe.chosen(known, [99])
 
