@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
-if TYPE_CHECKING:
-    from transformers import BatchEncoding, PreTrainedTokenizerBase
+from .pairs import PairEncoder
 
 
 class Descent:
@@ -69,34 +68,27 @@ class Descent:
 
 
 def length_parts(
-    tokenizer: PreTrainedTokenizerBase,
+    encode: PairEncoder,
     pairs: Sequence[tuple[str, str]],
-    window: int,
     device: torch.device | str,
     parts: int = 3,
-) -> Iterator[tuple[np.ndarray, BatchEncoding]]:
+) -> Iterator[tuple[np.ndarray, dict[str, torch.Tensor]]]:
     """Pairs as inputs of a model, in parts of like length, which saves padding.
 
     Args:
-        tokenizer: the model's.
-        pairs: query and document; the longer text of a pair is cut first.
-        window: tokens of a pair.
+        encode: makes token ids of them, as the trained model will see them made.
+        pairs: query and document.
         device: where the inputs go.
         parts: how many.
 
     Yields:
         The places of a part's pairs, and its inputs. The shortest pairs come first.
     """
-    encoded = tokenizer(
-        [query for query, _ in pairs],
-        [document for _, document in pairs],
-        truncation="longest_first",  # a few queries alone are longer than the window
-        max_length=window,
-    )
-    order = np.argsort([len(ids) for ids in encoded["input_ids"]], kind="stable")
+    encoded = encode(np.arange(len(pairs)), pairs)
+    order = np.argsort(encoded.lengths, kind="stable")
     for part in np.array_split(order, min(parts, len(order))):
-        rows = {name: [values[i] for i in part] for name, values in encoded.items()}
-        yield part, tokenizer.pad(rows, return_tensors="pt").to(device)
+        rows = encoded.collate(part)
+        yield part, {name: torch.from_numpy(ids).to(device) for name, ids in rows.items()}
 
 
 def in_order(parts: Sequence[torch.Tensor], places: Sequence[np.ndarray]) -> torch.Tensor:

@@ -19,6 +19,7 @@ from tqdm import tqdm
 from .descent import Descent, in_order, length_parts
 from .encoder import FirstTokenScorer
 from .mining import Group
+from .pairs import PairEncoder, Reader
 from .training_folder import save_state, write_log
 
 if TYPE_CHECKING:
@@ -81,7 +82,8 @@ class Matching:
         settings: dict[str, Any],
         student: PreTrainedModel | None = None,
     ):
-        self.teacher, self.tokenizer, self.settings = teacher, tokenizer, settings
+        self.teacher, self.settings = teacher, settings
+        self.encode = PairEncoder(Reader(tokenizer, settings["max_length"]))
         self.student = copy.deepcopy(teacher)
         self.layers = cut(self.student, settings["layers"])
         if student is not None:
@@ -149,11 +151,11 @@ class Matching:
         pairs = [
             (group.query, text) for group, line in zip(batch, texts, strict=True) for text in line
         ]
-        window, device = self.settings["max_length"], self.student.device
+        device = self.student.device
         apart, ours, theirs, places = torch.zeros((), device=device), [], [], []
         # around all parts, so that weights are put into half precision once a step
         with torch.autocast(device.type, torch.bfloat16, enabled=self.settings["half"]):
-            for place, inputs in length_parts(self.tokenizer, pairs, window, device):
+            for place, inputs in length_parts(self.encode, pairs, device):
                 with torch.no_grad():
                     large, wanted = _read(self.teacher, inputs)
                 small, logits = _read(self.student, inputs)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -79,6 +79,14 @@ class Layout:
         return before + [first] * len(query) + between + [second] * len(document) + behind
 
 
+class Reader(NamedTuple):
+    """What of a reranker says how it reads a pair: all that `PairEncoder` asks of it."""
+
+    tokenizer: Any
+    max_length: int
+    query_max_length: int | None = None
+
+
 class PairEncoder:
     """Tokenizes pairs for one reranker; remembers each text, and which were cut.
 
@@ -86,10 +94,10 @@ class PairEncoder:
     document is cut to the room that is left.
 
     Args:
-        reranker: an encoder-only FlagReranker.
+        reranker: an encoder-only FlagReranker; or a `Reader`, where there is none yet.
     """
 
-    def __init__(self, reranker: FlagReranker):
+    def __init__(self, reranker: FlagReranker | Reader):
         self.tokenizer = reranker.tokenizer
         self.limit = reranker.max_length
         self.query_limit = reranker.query_max_length or self.limit * 3 // 4
@@ -101,7 +109,7 @@ class PairEncoder:
         self._documents: dict[str, list[int]] = {}
         self._cut: tuple[set[str], set[str]] = (set(), set())
 
-    def _read_layout(self, reranker: FlagReranker) -> Layout:
+    def _read_layout(self, reranker: FlagReranker | Reader) -> Layout:
         return Layout.of(self.tokenizer)
 
     def __call__(self, positions: np.ndarray, pairs: Sequence[tuple[str, str]]) -> Encoded:

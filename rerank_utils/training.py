@@ -19,7 +19,7 @@ import random
 import shutil
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -29,11 +29,12 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
+from .adapters import AdaptedScorer
 from .bundled import merge, minilm_path, quiet_peft, untrained_reranker, write_bundle
 from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
-from .encoder import FirstTokenScorer
 from .hub import quiet_libraries
+from .pairs import PairEncoder, Reader
 from .teacher import BiEncoder, Teacher, tune
 from .training_data import TrainingSet
 from .training_folder import claim_folder, half_is_quick, save_state, saving, write_log
@@ -43,8 +44,10 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-QUERIES_AT_ONCE = 4
-"""Of a step: what a backward pass keeps in memory, some GB with groups of 24."""
+QUERIES_AT_ONCE = {"cpu": 4, "cuda": 40}
+"""Of a step: what a backward pass keeps in memory, some GB with groups of 24; on a GPU 20 GB."""
+Score = Callable[..., torch.Tensor]
+"""From the inputs of a model, (rows, tokens), to (rows,) logits."""
 
 
 class Trainer:
@@ -60,6 +63,10 @@ class Trainer:
         self.data = TrainingSet(
             recipe.docstrings, recipe.excerpts, recipe.mixtures, recipe.report_share, recipe.seed
         )
+        self.encode = {
+            window: PairEncoder(Reader(self.tokenizer, window))
+            for window in (recipe.max_length, recipe.long_length)
+        }
         self.log: list[dict] = []
         self._check_reports()
         data = {"reports": len(self.data.reports), "data": self.data.fingerprint()}
@@ -195,10 +202,11 @@ class Trainer:
         descent = Descent(model, recipe.rate, recipe.steps, recipe.warmup)
         first = self._resume(model, descent, rng)
         model.eval()  # no dropout, as for the teacher
+        scorer = AdaptedScorer(model)
         bar = tqdm(range(first, recipe.steps), initial=first, total=recipe.steps, desc="train")
         losses: list[tuple[float, float]] = []
         for step in bar:
-            losses.append(self._train_step(step, rng, model, candidates, descent))
+            losses.append(self._train_step(step, rng, scorer, candidates, descent))
             last = step + 1 == recipe.steps
             if (step + 1) % recipe.log_every == 0 or last:
                 distil, label = np.mean(losses, axis=0)
@@ -217,7 +225,7 @@ class Trainer:
         self,
         step: int,
         rng: random.Random,
-        model: PeftModel,
+        scorer: AdaptedScorer,
         candidates: Sequence[Candidates],
         descent: Descent,
     ) -> tuple[float, float]:
@@ -230,18 +238,20 @@ class Trainer:
         seen = []
 
         def losses() -> Iterator[torch.Tensor]:
-            for start in range(0, len(batch), QUERIES_AT_ONCE):
-                part = slice(start, start + QUERIES_AT_ONCE)
-                distil, label = self._losses(model, batch[part], groups[part], window)
-                seen.append((distil.item() / len(batch), label.item() / len(batch)))
-                yield ((1 - weight) * distil + weight * label) / len(batch)
+            size = QUERIES_AT_ONCE[self.device.type]
+            with scorer.step() as score:
+                for start in range(0, len(batch), size):
+                    part = slice(start, start + size)
+                    distil, label = self._losses(score, batch[part], groups[part], window)
+                    seen.append((distil.item() / len(batch), label.item() / len(batch)))
+                    yield ((1 - weight) * distil + weight * label) / len(batch)
 
         descent.step(losses())
         return tuple(np.sum(seen, axis=0).tolist())
 
     def _losses(
         self,
-        model: PeftModel,
+        score: Score,
         batch: Sequence[int],
         groups: Sequence[tuple[list[int], list[float]]],
         window: int,
@@ -253,7 +263,7 @@ class Trainer:
             for query, (columns, _) in zip(batch, groups, strict=True)
             for column in columns
         ]
-        logits = self._score(model, pairs, window).view(len(batch), -1)
+        logits = self._score(score, pairs, window).view(len(batch), -1)
         aim = torch.tensor([scores for _, scores in groups], device=self.device)
         first = torch.zeros(len(batch), dtype=torch.long, device=self.device)
         distil = kl_div(log_softmax(logits, -1), softmax(aim, -1), reduction="sum")
@@ -288,14 +298,14 @@ class Trainer:
         shares["CWE"] = wanted - sum(shares.values())
         return {"docstring": wanted} if field == "docstring" else shares
 
-    def _score(self, model: PeftModel, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
+    def _score(self, score: Score, pairs: list[tuple[str, str]], window: int) -> torch.Tensor:
         """Logits (len(pairs),), run in length-sorted parts to save padding."""
         device, parts, places = self.device.type, [], []
-        scorer = FirstTokenScorer(model.base_model.model)
-        for place, inputs in length_parts(self.tokenizer, pairs, window, self.device):
-            with torch.autocast(device, torch.bfloat16, enabled=half_is_quick(device)):
-                parts.append(scorer(**inputs).float())
-            places.append(place)
+        # around all parts, so that weights are put into half precision once
+        with torch.autocast(device, torch.bfloat16, enabled=half_is_quick(device)):
+            for place, inputs in length_parts(self.encode[window], pairs, self.device):
+                parts.append(score(**inputs).float())
+                places.append(place)
         return in_order(parts, places)
 
     def _average(self, model: PeftModel) -> None:
