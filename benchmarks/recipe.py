@@ -63,6 +63,10 @@ def choices(recipe: Recipe, data: TrainingSet) -> dict[str, Choice]:
         "mined from a third of the ranks": Choice({"mined_ranks": recipe.mined_ranks // 3}),
         "mined from three times the ranks": Choice({"mined_ranks": recipe.mined_ranks * 3}),
         "three layers": Choice(layers=(1, 3, 5)),
+        "half the rate": Choice({"rate": recipe.rate / 2}),
+        "twice the rate": Choice({"rate": recipe.rate * 2}),
+        "pairs of 256 tokens": Choice({"long_share": 1.0}),
+        "labels, 0.3 of the loss": Choice({"label_weight": 0.3}),
     }
     without = {"reports_per_step": recipe.reports_per_step + recipe.sentences_per_step}
     found["reports in place of sentences"] = Choice(without | {"sentences_per_step": 0})

@@ -20,7 +20,7 @@ the whole:  `profiles` names set-ups, `pipeline` strings the stages together, `r
 tools:      `files` reads lines and writes whole files, `hub` finds models and data, by `download`
             if need be, `opening` looks at a model before it is loaded, `batching` serves embedding
             and reranking; `pairs`, `encoder`, `engines` and `score_cache` make reranking quick,
-            `llm` that of language models.
+            `llm` that of language models; `pieces` cuts what is longer than a window.
 """
 
 import warnings

@@ -70,6 +70,12 @@ def build_parser() -> argparse.ArgumentParser:
     )
     how.add_argument("--depth", type=int, metavar="D", help="candidates a query to rerank")
     how.add_argument(
+        "--in-pieces",
+        action="store_true",
+        default=None,
+        help="rerank long documents in pieces, the best counts (default: their ends are cut off)",
+    )
+    how.add_argument(
         "--backend",
         choices=tuple(DTYPES),
         default="torch",
@@ -108,7 +114,7 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
             "set of BEIR comes by name, such as --profile beir:scifact."
         )
     name = f"beir:{options.collection}" if options.collection else options.profile
-    names = ("split", "embedder", "pooling", "instruction", "reranker", "depth")
+    names = ("split", "embedder", "pooling", "instruction", "reranker", "depth", "in_pieces")
     changes = {name: value for name in names if (value := getattr(options, name)) is not None}
     if options.embedder:
         known = row(options.embedder)

@@ -116,6 +116,7 @@ class Result:
             "queries": len(self.collection.queries),
             "documents": len(self.collection.documents),
             "depth": self.profile.depth,
+            "in pieces": self.profile.in_pieces,
             "embedder": self.profile.embedder,
             "reranker": self.profile.reranker,
             "backend": self.backend,
@@ -169,6 +170,7 @@ def run_pipeline(
             cache=cache,
             backend=backend,
             dtype=dtype,
+            in_pieces=profile.in_pieces,
         )
     if known:
         cached.append("rerank")

@@ -34,6 +34,7 @@ class Profile:
         split: which queries.
         queries: how many of them; None for all.
         depth: candidates a query that are reranked.
+        in_pieces: whether long documents are reranked in pieces, or cut off.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Profile:
     split: str = "test"
     queries: int | None = None
     depth: int = 50
+    in_pieces: bool = False
 
     @property
     def folder_name(self) -> str:

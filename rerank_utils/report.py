@@ -41,14 +41,17 @@ SHARES = [
     if first + second < 10
 ]
 """Weights of BM25, dense and the reranker that dev chooses among."""
+WAYS = {"": False, " in pieces": True}
+"""How long documents are reranked: cut at the window, or piece by piece."""
 DENSE = "dense (MiniLM, FAISS flat)"
 TUNED = "tuned: the same MiniLM, trained on the training side"
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
 Evaluate every pipeline of the course on the full test split: BM25, dense and hybrid retrieval, each
-of them reranked; dense and hybrid mixed with the reranker; and all three mixed. With --tuned an
-embedder that was tuned on the training side stands beside them. All choices are made on dev.
+of them reranked; dense and hybrid mixed with the reranker; and all three mixed. Long documents are
+reranked cut off, and in pieces. With --tuned an embedder that was tuned on the training side stands
+beside them. All choices are made on dev.
 
 The table goes between the markers in README.md, the figure to notebooks/before_after.png, all
 numbers to artifacts/offline/evaluation.json. Call it at the top of the project. Scores of pairs are
@@ -64,7 +67,8 @@ class Report:
         test: the plain pipeline on test: dense, then reranked.
         table: every pipeline against dense.
         fusion: key of `FUSIONS`, chosen on dev.
-        weights: of the reranker in the mix with dense, hybrid and tuned, chosen on dev.
+        weights: of the reranker in the mix with dense, hybrid and tuned, each in both `WAYS`,
+            chosen on dev.
         shares: of BM25, dense or tuned, and the reranker in the mix of all three, chosen on dev.
         dev: what each choice gave on dev.
     """
@@ -180,9 +184,11 @@ def make_report(
     if tuned is not None:
         first_stages["tuned"] = tuple(_tuned(tuned, found, artifacts) for found in (dev, test))
     reranked = {
-        name: tuple(
-            _reranked(run, found, artifacts) for run, found in zip(runs, (dev, test), strict=True)
+        name + way: tuple(
+            _reranked(run, found, artifacts, in_pieces)
+            for run, found in zip(runs, (dev, test), strict=True)
         )
+        for way, in_pieces in WAYS.items()
         for name, runs in first_stages.items()
     }
     # three scores of the same candidates: for dense those of the hybrid, for tuned its own
@@ -199,7 +205,8 @@ def make_report(
     by_shares = {name: choose_shares(runs, qrels) for name, (runs, _) in three.items()}
     shares = {name: found for name, (found, _) in by_shares.items()}
     by_weight = {
-        name: choose_weight(run, reranked[name][0], qrels, depth)
+        name + way: choose_weight(run, reranked[name + way][0], qrels, depth)
+        for way in WAYS
         for name, (run, _) in first_stages.items()
     }
     weights = {name: weight for name, (weight, _) in by_weight.items()}
@@ -211,15 +218,18 @@ def make_report(
     if tuned is not None:
         runs[TUNED] = first_stages["tuned"][1]
     runs[f"BM25, top {depth} reranked"] = _reranked(bm25, test, artifacts)
-    runs |= {f"{name}, top {depth} reranked": run for name, (_, run) in reranked.items()}
-    mixed = {
-        name: f"{name} and reranker mixed ({weight:g} reranker, chosen on dev)"
-        for name, weight in weights.items()
-    }
     runs |= {
-        mixed[name]: interpolate(first_stages[name][1], reranked[name][1], weight, depth)
-        for name, weight in weights.items()
+        f"{name}, top {depth} reranked{way}": reranked[name + way][1]
+        for way in WAYS
+        for name in first_stages
     }
+    mixed = {}
+    for way in WAYS:
+        for name, (_, run) in first_stages.items():
+            weight = weights[name + way]
+            title = f"{name} and reranker{way} mixed ({weight:g} reranker, chosen on dev)"
+            runs[title] = interpolate(run, reranked[name + way][1], weight, depth)
+            mixed[name + way] = title
     for name, (_, parts) in three.items():
         weighed = " : ".join(f"{share:g}" for share in shares[name])
         title = f"BM25, {name} and reranker mixed ({weighed}, chosen on dev)"
@@ -230,7 +240,10 @@ def make_report(
         "reranked": dev.after.means(),
         "by fusion": by_fusion,
         "nDCG@10 by first stage": {
-            name: [evaluate(run, qrels).mean("nDCG@10") for run in (first, reranked[name][0])]
+            name + way: [
+                evaluate(run, qrels).mean("nDCG@10") for run in (first, reranked[name + way][0])
+            ]
+            for way in WAYS
             for name, (first, _) in first_stages.items()
         },
         "nDCG@10 by weight": {name: scores for name, (_, scores) in by_weight.items()},
@@ -240,9 +253,11 @@ def make_report(
         },
     }
     table = experiment(runs, test.collection.qrels, baseline=DENSE)
+    cut, whole = (f"dense, top {depth} reranked{way}" for way in WAYS)
+    pairs = [(cut, whole)]
     if tuned is not None:
-        pairs = [(f"dense, top {depth} reranked", TUNED), (TUNED, mixed["tuned"])]
-        table = replace(table, notes=[*table.notes, _beside(table, pairs)])
+        pairs += [(cut, TUNED), (TUNED, mixed["tuned"])]
+    table = replace(table, notes=[*table.notes, _beside(table, pairs)])
     return Report(test, table, fusion, weights, shares, chosen)
 
 
@@ -260,13 +275,13 @@ def _tuned(folder: Path, found: Result, artifacts: Path) -> Run:
         return retrieve(replace(found.profile, **embedder), found.collection, artifacts)
 
 
-def _reranked(run: Run, found: Result, artifacts: Path) -> Run:
+def _reranked(run: Run, found: Result, artifacts: Path, in_pieces: bool = False) -> Run:
     profile, collection = found.profile, found.collection
     reranker = load_reranker(locate(profile.reranker), profile.reranker_length)
     cache = score_cache(profile, artifacts)
     texts = (collection.queries, collection.documents)
     with noted([]):  # the pipeline has counted the cut texts already
-        return rerank(run, *texts, reranker, profile.depth, cache=cache)
+        return rerank(run, *texts, reranker, profile.depth, cache=cache, in_pieces=in_pieces)
 
 
 def as_markdown(table: Experiment) -> str:

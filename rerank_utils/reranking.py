@@ -24,6 +24,7 @@ from .hub import find_model
 from .llm import PromptEncoder, open_llm, require_yes
 from .opening import read_architecture, require_head, require_one_number
 from .pairs import PairEncoder
+from .pieces import cut_into_pieces, piece_length
 from .run import Run, rescore, text_of
 from .score_cache import ScoreCache
 
@@ -261,10 +262,14 @@ def rerank(
     cache: ScoreCache | None = None,
     backend: str = "torch",
     dtype: str = "auto",
+    in_pieces: bool = False,
 ) -> Run:
     """Reorder the first `depth` documents of each query; the rest stays below as it was.
 
-    All pairs of all queries go through the reranker in one pass, equal pairs once.
+    All pairs of all queries go through the reranker in one pass, equal pairs once. What does not
+    fit into its window is cut off, unless long documents are scored `in_pieces`: the best of them
+    counts (Dai and Callan, 2019, "Deeper Text Understanding for IR with Contextual
+    Neural Language Modeling", who call it MaxP).
 
     Args:
         run: the first stage.
@@ -274,9 +279,12 @@ def rerank(
         depth: candidates a query.
         name: name of the result, by default "<run> + rerank".
         cache, backend, dtype: see `score_pairs`.
+        in_pieces: score documents of more than two thirds of the reranker's window in pieces of
+            that length, see `pieces.cut_into_pieces`; the rest is for the query.
 
     Raises:
-        ValueError: depth is below 1 or above what the run holds.
+        ValueError: depth is below 1 or above what the run holds, or the window is too short for
+            pieces.
         KeyError: the run names a query or document without text.
         TypeError: a text is not a string, with its id.
     """
@@ -295,11 +303,21 @@ def rerank(
         for query, ids in candidates.items()
         for document in ids
     }
-    distinct = list(dict.fromkeys(texts.values()))
+    pairs = _pieces(reranker, texts) if in_pieces else {ids: [pair] for ids, pair in texts.items()}
+    distinct = list(dict.fromkeys(pair for some in pairs.values() for pair in some))
     scores = score_pairs(reranker, distinct, cache, backend, dtype)
     score = dict(zip(distinct, scores.tolist(), strict=True))
     new = {
-        query: {document: score[texts[query, document]] for document in ids}
+        query: {document: max(score[pair] for pair in pairs[query, document]) for document in ids}
         for query, ids in candidates.items()
     }
     return rescore(run, new, name or f"{run.name} + rerank")
+
+
+def _pieces(
+    reranker: FlagReranker, texts: Mapping[tuple[str, str], tuple[str, str]]
+) -> dict[tuple[str, str], list[tuple[str, str]]]:
+    """Query id, document id -> the pairs of texts whose best score is that of the document."""
+    length = piece_length(reranker.max_length)
+    pieces = cut_into_pieces((text for _, text in texts.values()), length, reranker.tokenizer)
+    return {ids: [(query, piece) for piece in pieces[text]] for ids, (query, text) in texts.items()}

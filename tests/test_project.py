@@ -24,6 +24,7 @@ ROOMS = {
     "download": {"zoo"},
     "hub": {"download", "zoo"},
     "pairs": {"batching"},
+    "pieces": set(),
     "encoder": set(),
     "llm": {"batching", "pairs"},
     "engines": {"batching", "bundled", "encoder"},
@@ -34,7 +35,10 @@ ROOMS = {
     "loaders": {"beir", "collection", "cwe", "trec"},
     "indexing": NOUNS | {"batching"},
     "lexical": NOUNS | {"batching"},
-    "reranking": NOUNS | TOOLS | {"engines", "llm", "opening", "pairs", "score_cache", "zoo"},
+    "reranking": NOUNS
+    | TOOLS
+    | {"engines", "llm", "opening", "pairs", "pieces"}
+    | {"score_cache", "zoo"},
     "fusion": NOUNS,
     "evaluation": NOUNS,
     "experiment": NOUNS | {"evaluation", "files"},

@@ -121,11 +121,12 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     for *runs, qrels in [*given[:3], *(parts[:3] for parts in given[3:])]:
         runs = runs[0] if isinstance(runs[0], list) else runs
         assert all(set(asked) == dev for asked in (qrels, *(run.query_ids for run in runs)))
-    assert len(given) == 6
+    assert len(given) == 9
     names = list(report.table.evaluations)
-    assert len(names) == 13 and len(report.table.rows) == 13 * len(MEASURES)
+    assert len(names) == 19 and len(report.table.rows) == 19 * len(MEASURES)
     assert names[:2] == ["BM25", DENSE] and report.table.baseline == DENSE
-    assert sum("top 8 reranked" in name for name in names) == 4
+    assert sum("top 8 reranked" in name for name in names) == 7
+    assert sum("in pieces" in name for name in names) == 6
     assert report.fusion in names[2]
     # the "tuned" one is the same model here
     assert report.table.evaluations[TUNED].mean("R@50") == report.test.before.mean("R@50")
@@ -137,8 +138,10 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     for name, (first_stage, shares) in zip(names[-2:], report.shares.items(), strict=True):
         assert shares in SHARES and name.startswith(f"BM25, {first_stage} and reranker")
         assert " : ".join(map(str, shares)) in name
-    for name, (first_stage, weight) in zip(names[8:-2], report.weights.items(), strict=True):
-        assert name.startswith(first_stage) and f"{weight:g} reranker" in name
+    for name, (mixed, weight) in zip(names[11:-2], report.weights.items(), strict=True):
+        first_stage, *way = mixed.split(" ", 1)
+        assert name.startswith(f"{' '.join([first_stage, 'and reranker', *way])} mixed")
+        assert f"({weight:g} reranker" in name
     assert len(scored) == len(set(scored)) > 2 * 6 * 8
 
     numbers = json.loads(json.dumps(report.numbers()))
