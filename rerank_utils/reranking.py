@@ -280,13 +280,15 @@ def rerank(
         name: name of the result, by default "<run> + rerank".
         cache, backend, dtype: see `score_pairs`.
         in_pieces: score documents of more than two thirds of the reranker's window in pieces of
-            that length, see `pieces.cut_into_pieces`; the rest is for the query.
+            that length, see `pieces.cut_into_pieces`; the rest is for the query. Beside a query
+            that needs more, the end of a piece is cut off, and `score_pairs` counts it.
 
     Raises:
         ValueError: depth is below 1 or above what the run holds, or the window is too short for
             pieces.
         KeyError: the run names a query or document without text.
-        TypeError: a text is not a string, with its id.
+        TypeError: a text is not a string, with its id; or pieces are asked of a reranker that has
+            no tokenizer.
     """
     longest = run.doc_ids.shape[1]
     if not 1 <= depth <= longest:
@@ -318,6 +320,11 @@ def _pieces(
     reranker: FlagReranker, texts: Mapping[tuple[str, str], tuple[str, str]]
 ) -> dict[tuple[str, str], list[tuple[str, str]]]:
     """Query id, document id -> the pairs of texts whose best score is that of the document."""
+    if not hasattr(reranker, "tokenizer"):
+        raise TypeError(
+            f"in_pieces wants a reranker with a tokenizer, not {type(reranker).__name__}: open one "
+            "with load_reranker, or cut the documents yourself (pieces.cut_into_pieces)."
+        )
     length = piece_length(reranker.max_length)
     pieces = cut_into_pieces((text for _, text in texts.values()), length, reranker.tokenizer)
     return {ids: [(query, piece) for piece in pieces[text]] for ids, (query, text) in texts.items()}

@@ -162,6 +162,7 @@ def test_help_names_every_way_in(capsys, monkeypatch):
         "reranker",
         "max-length",
         "depth",
+        "in-pieces",
         "backend",
         "dtype",
         "output",
@@ -198,6 +199,12 @@ def test_an_embedder_of_the_table_brings_its_pooling_and_instruction():
     assert (profile.pooling, profile.instruction) == ("cls", INSTRUCTION)
     options = build_parser().parse_args(["--embedder", "BAAI/bge-m3"])
     assert chosen_profile(options).instruction is None
+
+
+def test_long_documents_are_cut_off_unless_pieces_are_asked_for():
+    parser = build_parser()
+    assert not chosen_profile(parser.parse_args([])).in_pieces
+    assert chosen_profile(parser.parse_args(["--in-pieces"])).in_pieces
 
 
 def test_named_models_cut_at_max_length_and_packaged_ones_where_they_were_made_to():

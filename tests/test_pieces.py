@@ -78,6 +78,12 @@ def test_a_window_too_short_for_pieces_is_refused(tiny_reranker_folder):
         rerank(run, {"q": "a buffer"}, {"long": LONG}, reranker, 1, in_pieces=True)
 
 
+def test_a_reranker_without_a_tokenizer_is_refused():
+    run = Run.from_lists(["q"], [["long"]], [[1.0]])
+    with pytest.raises(TypeError, match="with a tokenizer, not object"):
+        rerank(run, {"q": "a buffer"}, {"long": LONG}, object(), 1, in_pieces=True)
+
+
 def test_most_queries_fit_beside_a_piece_for_the_bundled_reranker():
     lengths = sorted(map(tokens, load_cwe().queries.values()))
     assert lengths[int(0.9 * len(lengths))] <= MAX_LENGTH - piece_length(MAX_LENGTH) - 3
