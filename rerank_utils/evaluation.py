@@ -5,7 +5,7 @@ Measures carry the names of ir-measures and follow trec_eval; `evaluate` lists t
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain, compress
 
@@ -236,21 +236,52 @@ _FUNCTIONS: dict[str, Callable] = {
 }
 
 
+def answer_groups(qrels: Qrels) -> dict[str, int]:
+    """Query id -> number of its group: queries that share a relevant document, also by way of
+    others, are in one. What helps one of a group tends to help the others (see `compare`).
+
+    Args:
+        qrels: query id -> document id -> grade; a grade of 1 or more is relevant.
+    """
+    from scipy.sparse import coo_array
+    from scipy.sparse.csgraph import connected_components
+
+    asked = list(qrels)
+    pairs = [(row, d) for row, q in enumerate(asked) for d, grade in qrels[q].items() if grade > 0]
+    column = {
+        document: len(asked) + i for i, document in enumerate(dict.fromkeys(d for _, d in pairs))
+    }
+    size = len(asked) + len(column)
+    rows, columns = [row for row, _ in pairs], [column[d] for _, d in pairs]
+    shared = coo_array((np.ones(len(pairs)), (rows, columns)), shape=(size, size))
+    _, labels = connected_components(shared, directed=False)
+    return dict(zip(asked, labels.tolist(), strict=False))
+
+
 def compare(
-    before: Evaluation, after: Evaluation, measure: str, seed: int = 0, resamples: int = 9_999
+    before: Evaluation,
+    after: Evaluation,
+    measure: str,
+    seed: int = 0,
+    resamples: int = 9_999,
+    groups: Mapping[str, int] | None = None,
 ) -> Comparison:
     """Whether `after` differs from `before`, query by query.
 
     Args:
         before, after: evaluations of two runs on the same qrels.
         measure: a measure that both hold.
+        groups: query id -> group, such as `answer_groups(qrels)`. Without them every query is taken
+            for a draw of its own; with them whole groups are drawn for the interval, and swapped
+            for p. Wins, ties and losses are queries in any case.
         seed: of the bootstrap (9,999 resamples) and the permutation test.
         resamples: of the permutation test; the smallest p it can give is 2 / (resamples + 1).
             If there are no more ways to swap than that, all are counted and p is exact.
 
     Raises:
-        ValueError: different queries, or fewer than two, for which there is no test.
-        KeyError: one of them lacks the measure.
+        ValueError: different queries, or fewer than two (or two groups), for which there is no
+            test.
+        KeyError: one of them lacks the measure, or a query has no group.
     """
     from scipy.stats import bootstrap, permutation_test
 
@@ -261,16 +292,39 @@ def compare(
     gain = after.values[measure] - before.values[measure]
     outcome = {"wins": gain > 0, "ties": gain == 0, "losses": gain < 0}
     counts = {name: int(hits.sum()) for name, hits in outcome.items()}
-    moved = gain[gain != 0]  # swapping equal values changes nothing: the test can do without
+    drawn = (gain,) if groups is None else _by_group(gain, before.query_ids, groups)
+    moved = drawn[0][
+        drawn[0] != 0
+    ]  # swapping what is equal changes nothing: the test can do without
     if not len(moved):
         return Comparison(measure, 0.0, 0.0, 0.0, 1.0, **counts)
     rng = np.random.default_rng(seed)
     options = {"vectorized": True, "rng": rng, "batch": 1_000}
+    kind = {} if groups is None else {"paired": True}
+    statistic = np.mean if groups is None else _mean_of_groups
     interval = bootstrap(
-        (gain,), np.mean, method="percentile", n_resamples=9_999, **options
+        drawn, statistic, method="percentile", n_resamples=9_999, **kind, **options
     ).confidence_interval
     p = 1.0  # one query that moved can be swapped or not, which says nothing
     if len(moved) > 1:
         kind = {"permutation_type": "samples", "alternative": "two-sided"}
         p = permutation_test((moved,), np.sum, n_resamples=resamples, **kind, **options).pvalue
     return Comparison(measure, float(gain.mean()), *map(float, interval), float(p), **counts)
+
+
+def _by_group(
+    gain: np.ndarray, queries: Sequence[str], groups: Mapping[str, int]
+) -> tuple[np.ndarray, np.ndarray]:
+    """The sum of the gains of each group, and its number of queries."""
+    if missing := [query for query in queries if query not in groups]:
+        raise KeyError(f"The query {missing[0]!r} has no group: make them of the same qrels.")
+    _, labels = np.unique([groups[query] for query in queries], return_inverse=True)
+    totals, sizes = np.bincount(labels, gain), np.bincount(labels)
+    if len(sizes) < 2:
+        raise ValueError("All queries are in one group: a test needs at least two.")
+    return totals, sizes
+
+
+def _mean_of_groups(totals: np.ndarray, sizes: np.ndarray, axis: int) -> np.ndarray:
+    """The mean over the queries of the groups drawn."""
+    return totals.sum(axis) / sizes.sum(axis)

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from .collection import Collection, Qrels
-from .evaluation import Comparison, compare, evaluate
+from .evaluation import Comparison, answer_groups, compare, evaluate
 from .experiment import Experiment, Row, experiment, format_p
 from .files import write_whole
 from .fusion import convex_combination, interpolate, reciprocal_rank_fusion
@@ -257,7 +257,14 @@ def make_report(
     pairs = [(cut, whole)]
     if tuned is not None:
         pairs += [(cut, TUNED), (TUNED, mixed["tuned"])]
-    table = replace(table, notes=[*table.notes, _beside(table, pairs)])
+    beside = f"Beside these, not corrected: {_beside(table, pairs)}."
+    groups = answer_groups(test.collection.qrels)
+    pairs = [(DENSE, cut), (cut, whole)]
+    grouped = (
+        f"The same test where the {len(set(groups.values()))} groups of queries that share answers "
+        f"are drawn and swapped, in place of queries: {_beside(table, pairs, groups)}."
+    )
+    table = replace(table, notes=[*table.notes, beside, grouped])
     return Report(test, table, fusion, weights, shares, chosen)
 
 
@@ -301,14 +308,17 @@ def _difference(row: Row) -> str:
     return "–" if row.difference is None else _stated(row, row.corrected_p)
 
 
-def _beside(table: Experiment, pairs: list[tuple[str, str]]) -> str:
-    """The differences between these runs in nDCG@10, as a sentence."""
+def _beside(
+    table: Experiment, pairs: list[tuple[str, str]], groups: dict[str, int] | None = None
+) -> str:
+    """The differences between these runs in nDCG@10, as a part of a sentence."""
     found = []
     for before, after in pairs:
-        apart = compare(table.evaluations[before], table.evaluations[after], "nDCG@10")
+        runs = table.evaluations[before], table.evaluations[after]
+        apart = compare(*runs, "nDCG@10", groups=groups)
         names = " over ".join(name.split(":")[0].split(" (")[0] for name in (after, before))
         found.append(f"{names} {_stated(apart, apart.p)}")
-    return f"Beside these, not corrected: {'; '.join(found)}."
+    return "; ".join(found)
 
 
 def _stated(found: Row | Comparison, p: float) -> str:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from rerank_utils.collection import read_qrels
-from rerank_utils.evaluation import Evaluation, compare, evaluate
+from rerank_utils.evaluation import Evaluation, answer_groups, compare, evaluate
 from rerank_utils.run import Run
 
 NO_CUTOFF = ["nDCG", "RR", "AP"]
@@ -207,6 +207,63 @@ def test_ties_change_no_p_and_one_query_that_moved_says_nothing():
     assert (among.ties, among.difference) == (40, pytest.approx(0.7 / 45))
     single = compare(evaluation(np.zeros(3)), evaluation([0.0, 0.5, 0.0]), "AP")
     assert (single.p, single.wins) == (1.0, 1) and single.low == 0.0
+
+
+def test_queries_that_share_an_answer_are_one_group():
+    qrels = {
+        "a": {"1": 1, "2": 1},
+        "b": {"2": 2, "3": 1},
+        "c": {"3": 1},  # with "a" by way of "b"
+        "d": {"4": 1, "1": 0},  # what is not relevant is not shared
+        "e": {},
+    }
+    groups = answer_groups(qrels)
+    assert list(groups) == list(qrels)
+    assert groups["a"] == groups["b"] == groups["c"]
+    assert len({groups[query] for query in "ade"}) == 3
+
+
+def test_whole_groups_are_swapped():
+    gain, groups = np.array([0.3, 0.1, -0.05, 0.2, 0.15, -0.4]), [0, 0, 1, 1, 2, 3]
+    totals = np.array([0.4, 0.15, 0.15, -0.4])
+    flips = np.array(np.meshgrid(*[[1, -1]] * 4)).reshape(4, -1).T
+    exact = (abs(flips @ totals) >= abs(totals.sum()) - 1e-12).mean()
+    labels = {f"q{i}": group for i, group in enumerate(groups)}
+    found = compare(evaluation(np.zeros(6)), evaluation(gain), "AP", groups=labels)
+    assert found.p == pytest.approx(exact, abs=1e-9)
+    assert (found.difference, found.wins) == (pytest.approx(gain.mean()), 4)
+
+
+def test_groups_of_one_query_each_change_nothing():
+    gain = np.random.default_rng(1).normal(0.05, 0.2, 50)
+    labels = {f"q{i}": i for i in range(50)}
+    plain, grouped = (
+        compare(evaluation(np.zeros(50)), evaluation(gain), "AP", groups=groups)
+        for groups in (None, labels)
+    )
+    assert grouped.p == pytest.approx(plain.p, abs=0.01)
+    assert (grouped.low, grouped.high) == pytest.approx((plain.low, plain.high), abs=0.005)
+
+
+def test_only_groups_keep_their_promise_where_queries_stand_together():
+    """Ten queries a group gain alike, by chance: of tests at 0.05, one in twenty may be wrong."""
+    rng, wrong = np.random.default_rng(0), {True: 0, False: 0}
+    labels = {f"q{i}": i // 10 for i in range(200)}
+    for _ in range(60):
+        gain = np.repeat(rng.normal(0, 1, 20), 10) + rng.normal(0, 0.1, 200)
+        for known in wrong:
+            groups = labels if known else None
+            pair = evaluation(np.zeros(200)), evaluation(gain)
+            wrong[known] += compare(*pair, "AP", resamples=999, groups=groups).p < 0.05
+    assert wrong[True] <= 8 and wrong[False] > 20
+
+
+def test_groups_that_allow_no_test_are_refused():
+    pair = evaluation([0.1, 0.2]), evaluation([0.2, 0.4])
+    with pytest.raises(ValueError, match="All queries are in one group"):
+        compare(*pair, "AP", groups={"q0": 1, "q1": 1})
+    with pytest.raises(KeyError, match="'q1' has no group"):
+        compare(*pair, "AP", groups={"q0": 1})
 
 
 def test_a_test_needs_the_same_queries_and_more_than_one():
