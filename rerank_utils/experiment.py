@@ -152,6 +152,7 @@ def experiment(
     baseline: str | None = None,
     measures: Sequence[str] = MEASURES,
     seed: int = 0,
+    groups: Mapping[str, int] | None = None,
 ) -> Experiment:
     """Evaluate runs on the same queries and test each against a baseline.
 
@@ -165,6 +166,8 @@ def experiment(
         baseline: name of a run; by default the first.
         measures: see `evaluation.evaluate`.
         seed: of bootstrap and test, for each comparison anew.
+        groups: query id -> group, see `evaluation.compare`: such as `answer_groups(qrels)`, where
+            queries share answers.
 
     Raises:
         ValueError: fewer than two runs, a name twice, an unknown baseline, a run without any
@@ -182,7 +185,9 @@ def experiment(
     others = [name for name in named if name != baseline]
     keys = [(measure, name) for measure in measures for name in others] if queries > 1 else []
     resamples = max(9_999, 2_500 * len(keys) - 1)  # so that a corrected p below 0.001 can come out
-    found = {key: compare(base, evaluations[key[1]], key[0], seed, resamples) for key in keys}
+    found = {
+        key: compare(base, evaluations[key[1]], key[0], seed, resamples, groups) for key in keys
+    }
     corrected = holm([comparison.p for comparison in found.values()])
     tests = dict(zip(found, zip(found.values(), corrected, strict=True), strict=True))
     rows = [
@@ -192,9 +197,11 @@ def experiment(
     ]
     ranked = set(named[baseline].query_ids)
     silent = sum(query not in ranked for query in qrels)
-    return Experiment(
-        baseline, evaluations, rows, _notes(baseline, queries, silent, resamples, keys)
-    )
+    drawn = "queries"
+    if groups is not None:
+        drawn = f"{len({groups[query] for query in qrels}):,} groups of queries that share answers"
+    notes = _notes(baseline, queries, drawn, silent, resamples, keys)
+    return Experiment(baseline, evaluations, rows, notes)
 
 
 def holm(p_values: Sequence[float]) -> np.ndarray:
@@ -264,12 +271,14 @@ def _row(measure: str, name: str, mean: float, test: tuple[Comparison, float] | 
     return Row(measure, name, mean, *interval, found.p, float(corrected), *counts)
 
 
-def _notes(baseline: str, queries: int, silent: int, resamples: int, keys: list) -> list[str]:
+def _notes(
+    baseline: str, queries: int, drawn: str, silent: int, resamples: int, keys: list
+) -> list[str]:
     if not keys:
         return ["One query alone gives no interval and no test: judge more queries."]
     notes = [
         f"{queries:,} queries; differences are against {baseline}.",
-        f"Interval: bootstrap over queries, 9,999 resamples. p: two-sided paired permutation "
+        f"Interval: bootstrap over {drawn}, 9,999 resamples. p: two-sided paired permutation "
         f"test, {resamples:,} resamples, Holm-corrected over {len(keys)} comparisons.",
     ]
     if silent:

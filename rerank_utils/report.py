@@ -252,19 +252,13 @@ def make_report(
             for name, (_, found) in by_shares.items()
         },
     }
-    table = experiment(runs, test.collection.qrels, baseline=DENSE)
+    groups = answer_groups(test.collection.qrels)
+    table = experiment(runs, test.collection.qrels, baseline=DENSE, groups=groups)
     cut, whole = (f"dense, top {depth} reranked{way}" for way in WAYS)
     pairs = [(cut, whole)]
     if tuned is not None:
         pairs += [(cut, TUNED), (TUNED, mixed["tuned"])]
-    beside = f"Beside these, not corrected: {_beside(table, pairs)}."
-    groups = answer_groups(test.collection.qrels)
-    pairs = [(DENSE, cut), (cut, whole)]
-    grouped = (
-        f"The same test where the {len(set(groups.values()))} groups of queries that share answers "
-        f"are drawn and swapped, in place of queries: {_beside(table, pairs, groups)}."
-    )
-    table = replace(table, notes=[*table.notes, beside, grouped])
+    table = replace(table, notes=[*table.notes, _beside(table, pairs, groups)])
     return Report(test, table, fusion, weights, shares, chosen)
 
 
@@ -308,17 +302,15 @@ def _difference(row: Row) -> str:
     return "–" if row.difference is None else _stated(row, row.corrected_p)
 
 
-def _beside(
-    table: Experiment, pairs: list[tuple[str, str]], groups: dict[str, int] | None = None
-) -> str:
-    """The differences between these runs in nDCG@10, as a part of a sentence."""
+def _beside(table: Experiment, pairs: list[tuple[str, str]], groups: dict[str, int]) -> str:
+    """The differences between these runs in nDCG@10, as a sentence."""
     found = []
     for before, after in pairs:
         runs = table.evaluations[before], table.evaluations[after]
         apart = compare(*runs, "nDCG@10", groups=groups)
         names = " over ".join(name.split(":")[0].split(" (")[0] for name in (after, before))
         found.append(f"{names} {_stated(apart, apart.p)}")
-    return "; ".join(found)
+    return f"Beside these, not corrected: {'; '.join(found)}."
 
 
 def _stated(found: Row | Comparison, p: float) -> str:

@@ -57,6 +57,21 @@ def test_a_row_is_the_comparison_with_the_baseline(runs, table):
     assert base.mean == before.mean("nDCG@10") and base.difference is None
 
 
+def test_groups_are_drawn_where_queries_share_answers(runs):
+    groups = {query: place // 4 for place, query in enumerate(QRELS)}
+    found = experiment(runs, QRELS, measures=TWO, groups=groups)
+    before, after = (evaluate(run, QRELS, TWO) for run in (runs[0], runs[2]))
+    alone = compare(before, after, "nDCG@10", groups=groups)
+    row = found.row("better & <best>", "nDCG@10")
+    assert (row.difference, row.low, row.high, row.p) == (
+        alone.difference,
+        alone.low,
+        alone.high,
+        alone.p,
+    )
+    assert f"over {len(set(groups.values()))} groups of queries" in str(found)
+
+
 def test_any_run_can_be_the_baseline(runs, table):
     turned = experiment(runs, QRELS, baseline="better & <best>", measures=["nDCG@10"])
     row, other = turned.row("dense", "nDCG@10"), table.row("better & <best>", "nDCG@10")
