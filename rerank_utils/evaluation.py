@@ -293,9 +293,8 @@ def compare(
     outcome = {"wins": gain > 0, "ties": gain == 0, "losses": gain < 0}
     counts = {name: int(hits.sum()) for name, hits in outcome.items()}
     drawn = (gain,) if groups is None else _by_group(gain, before.query_ids, groups)
-    moved = drawn[0][
-        drawn[0] != 0
-    ]  # swapping what is equal changes nothing: the test can do without
+    gains = drawn[0]
+    moved = gains[gains != 0]  # swapping equal values changes nothing: the test can do without
     if not len(moved):
         return Comparison(measure, 0.0, 0.0, 0.0, 1.0, **counts)
     rng = np.random.default_rng(seed)
