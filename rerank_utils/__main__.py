@@ -72,7 +72,7 @@ def build_parser() -> argparse.ArgumentParser:
     how.add_argument(
         "--in-pieces",
         action="store_true",
-        default=None,
+        default=None,  # as the profile has it
         help="rerank long documents in pieces, the best counts (default: their ends are cut off)",
     )
     how.add_argument(

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch.func import functional_call
 
-from .encoder import FirstTokenScorer, whole_weight
+from .encoder import FirstTokenScorer
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -61,7 +61,8 @@ class AdaptedScorer:
         found = {}
         for name, module in self.model.base_model.model.named_modules():
             if isinstance(module, LoraLayer):
-                found[f"model.{name}.weight"] = whole_weight(module)
+                added = [module.get_delta_weight(adapter) for adapter in module.active_adapters]
+                found[f"model.{name}.weight"] = module.get_base_layer().weight + sum(added)
             elif isinstance(module, ModulesToSaveWrapper):
                 trained = module.modules_to_save[module.active_adapters[0]]
                 for part, weight in trained.named_parameters():

@@ -29,8 +29,7 @@ class FirstTokenScorer(nn.Module):
     so that the last layer costs next to nothing. The numbers are the same up to rounding.
 
     Args:
-        model: see `supports`; or one of these families with LoRA adapters, as PEFT puts them into
-            it, for training.
+        model: see `supports`.
     """
 
     def __init__(self, model: PreTrainedModel):
@@ -44,8 +43,7 @@ class FirstTokenScorer(nn.Module):
         if not (known and model.config._attn_implementation in ("sdpa", "eager")):
             return False
         last = model.base_model.encoder.layer[-1].attention.self
-        # their weights are used by themselves: of what stands beside them, `whole_weight` knows
-        # LoRA alone, and not all of its kinds
+        # their weights are used by themselves, without what may stand beside them, such as adapters
         return type(last.key) is type(last.value) is nn.Linear
 
     def forward(
@@ -98,20 +96,12 @@ def _first_token(layer: nn.Module, hidden: torch.Tensor, mask: torch.Tensor | No
     rows, _, width = hidden.shape
     first = hidden[:, :1]
     query = attention.query(first).view(rows, heads, 1, size) * attention.scaling
-    key_weight = whole_weight(attention.key).view(heads, size, width)
+    key_weight = attention.key.weight.view(heads, size, width)
     scores = (query @ key_weight).squeeze(2) @ hidden.transpose(1, 2)  # (rows, heads, tokens)
     if mask is not None:
         scores = scores + mask[:, 0]
     mean = softmax(scores, -1) @ hidden  # (rows, heads, d)
-    value_weight = whole_weight(attention.value).view(heads, size, width)
+    value_weight = attention.value.weight.view(heads, size, width)
     context = (mean.unsqueeze(2) @ value_weight.transpose(1, 2)).reshape(rows, 1, heads * size)
     seen = layer.attention.output(context + attention.value.bias, first)
     return layer.feed_forward_chunk(seen)
-
-
-def whole_weight(linear: nn.Module) -> torch.Tensor:
-    """The weight of a linear layer, with what its LoRA adapters add."""
-    if type(linear) is nn.Linear:
-        return linear.weight
-    added = [linear.get_delta_weight(adapter) for adapter in linear.active_adapters]
-    return linear.get_base_layer().weight + sum(added)

@@ -12,7 +12,11 @@ if TYPE_CHECKING:
 
 LEAST = 16
 """Tokens of a piece; with fewer it says nothing."""
-_BETWEEN_SENTENCES = re.compile(r"(?<=[.!?:])\s+")
+
+
+def split_sentences(text: str) -> list[str]:
+    """The sentences of a text; what a colon ends is one too, so that a heading is one."""
+    return re.split(r"(?<=[.!?:])\s+", text)
 
 
 def piece_length(window: int) -> int:
@@ -57,7 +61,7 @@ def cut_into_pieces(
 
 
 def _pieces(text: str, length: int, count: Callable[[str], int]) -> list[str]:
-    first, *rest = _BETWEEN_SENTENCES.split(text)
+    first, *rest = split_sentences(text)
     if not rest or count(first) > length // 2:  # no title, or one that leaves too little room
         first, rest = "", [first, *rest]
     room = length - count(first)

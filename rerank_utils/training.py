@@ -45,7 +45,8 @@ if TYPE_CHECKING:
 
 
 QUERIES_AT_ONCE = {"cpu": 4, "cuda": 40}
-"""Of a step: what a backward pass keeps in memory, some GB with groups of 24; on a GPU 20 GB."""
+"""Of a step: what a backward pass keeps in memory, some GB on a CPU with groups of 24;
+a GPU was seen to need 9 GB for 20."""
 Score = Callable[..., torch.Tensor]
 """From the inputs of a model, (rows, tokens), to (rows,) logits."""
 

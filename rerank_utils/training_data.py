@@ -32,6 +32,7 @@ from .cwe import (
     read_splits,
     related_weaknesses,
 )
+from .pieces import split_sentences
 
 MAX_SHARED = 4
 """A sentence that stands under more weaknesses than this says little about any of them."""
@@ -205,7 +206,7 @@ def _excerpts(
     """Texts of some sentences of a weakness, in their order; mostly with its name before them."""
     made: list[Made] = []
     for key, text in documents.items():
-        name, *rest = re.split(r"(?<=[.!?:])\s+", text)
+        name, *rest = split_sentences(text)
         if not key.startswith("CWE-") or len(rest) < 2:
             continue
         for _ in range(count):

@@ -37,8 +37,7 @@ ROOMS = {
     "lexical": NOUNS | {"batching"},
     "reranking": NOUNS
     | TOOLS
-    | {"engines", "llm", "opening", "pairs", "pieces"}
-    | {"score_cache", "zoo"},
+    | {"engines", "llm", "opening", "pairs", "pieces", "score_cache", "zoo"},
     "fusion": NOUNS,
     "evaluation": NOUNS,
     "experiment": NOUNS | {"evaluation", "files"},
@@ -49,7 +48,7 @@ ROOMS = {
     "checks": set(),
     "score_cache": set(),
     "zoo": set(),
-    "training_data": {"cwe"},
+    "training_data": {"cwe", "pieces"},
     "descent": {"pairs"},
     "adapters": {"encoder"},
     "teacher": {"descent", "lexical", "training_data", "training_folder"},
