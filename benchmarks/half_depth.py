@@ -40,7 +40,7 @@ BATCH = 4
 
 def draw_groups(trainer: Trainer, count: int) -> list[Group]:
     """So many groups of the recipe, as texts."""
-    candidates = trainer.candidates(trainer.teacher())
+    candidates = trainer.candidates(trainer.encoders.teacher())
     rng, data = random.Random(trainer.recipe.seed), trainer.data
     groups = []
     while len(groups) < count:

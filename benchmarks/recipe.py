@@ -98,10 +98,10 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
             field_of = [query.field for query in own.data.queries]
             places = own.data.sentences
             own.data.sentences = [i for i in places if field_of[i] == choice.sentences]
-        model = trainer.tuned()
+        model = trainer.beginning()
         if choice.layers:
             cut(model.base_model.model, choice.layers)
-        own.train(model, own.candidates(trainer.teacher()))
+        own.train(model, own.candidates(trainer.encoders.teacher()))
         with saving(merged, "The model"):
             model.merge_and_unload().save_pretrained(folder / "unfinished")
             own.tokenizer.save_pretrained(folder / "unfinished")

@@ -9,8 +9,9 @@ runs:       `lexical` makes a Run with BM25, `fusion` makes one of several.
 questions:  `experiment` tests runs against a baseline, `analysis` looks at single queries,
             `calibration` makes probabilities of scores.
 models:     `zoo` is the table of BGE models, `bundled` the shipped reranker; `training` makes it
-            by a `training_recipe`, of `training_data`, with `teacher`, `candidates`, `descent`
-            and `adapters`; `training_curve` records how well.
+            by a `training_recipe`, of `training_data`, with `tuning`, `teacher`, `candidates`,
+            `descent` and `adapters`; `training_curve` records how well. `mpnet` is a larger
+            encoder to learn from.
             `tiny` makes models with random weights, for trying code.
 your own:   `mining` finds hard negatives in a Run, `finetuning` trains a reranker on them with
             FlagEmbedding's trainer, which `trainer` mends. `distillation` makes a smaller one that

@@ -1,19 +1,62 @@
-"""LoRA adapters in training: added to the weights they adapt, once a step."""
+"""LoRA adapters in training: put on a model, kept, and added to the weights they adapt."""
 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 from torch.func import functional_call
 
+from .bundled import quiet_peft
 from .encoder import FirstTokenScorer
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
+
+
+def adapt(base: PreTrainedModel, rank: int, alpha: int, head: Sequence[str] = ()) -> PeftModel:
+    """A model with LoRA adapters on all linear layers of its encoder, which alone are trained.
+
+    Args:
+        base: a BERT, XLM-RoBERTa or MPNet.
+        rank, alpha: of the adapters.
+        head: its modules that are trained too, in full.
+    """
+    from peft import LoraConfig, get_peft_model
+
+    if base.device.type == "cpu":
+        base.config._attn_implementation = "eager"  # its backward pass is twice as fast there
+    base.requires_grad_(False)
+    config = LoraConfig(
+        r=rank,
+        lora_alpha=alpha,
+        target_modules=r".*encoder.*\.(query|key|value|dense|q|k|v|o)",
+        modules_to_save=list(head) or None,
+        task_type="SEQ_CLS" if head else None,
+    )
+    with quiet_peft():
+        return get_peft_model(base, config)
+
+
+def trained(model: PeftModel) -> dict[str, torch.Tensor]:
+    """The weights that training changes."""
+    return {
+        name: value
+        for name, value in model.state_dict().items()
+        if "lora_" in name or "modules_to_save" in name
+    }
+
+
+def load_trained(model: PeftModel, weights: dict[str, torch.Tensor], source: Path) -> None:
+    """Put such weights back; ValueError where they are of another model."""
+    odd = model.load_state_dict(weights, strict=False).unexpected_keys
+    if odd:
+        raise ValueError(f"{source} holds weights this model has not, such as {odd[0]}.")
 
 
 class AdaptedScorer:

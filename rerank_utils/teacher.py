@@ -15,7 +15,7 @@ import torch
 from torch.nn.functional import cross_entropy, normalize
 from tqdm import tqdm
 
-from .descent import Descent
+from .descent import Descent, in_order
 from .lexical import index_words, score_documents, tokenize
 from .training_data import TrainingSet
 from .training_folder import half_is_quick
@@ -31,7 +31,7 @@ class BiEncoder:
     """Texts to vectors: the mean of the last layer's tokens, of length 1.
 
     Args:
-        encoder: a BERT; what of it is trained is the caller's business.
+        encoder: a BERT, or an MPNet; what of it is trained is the caller's business.
         tokenizer: its tokenizer.
         max_length: tokens of a text that are read.
     """
@@ -55,6 +55,12 @@ class BiEncoder:
             hidden = self.encoder(**inputs).last_hidden_state.float()
         mask = inputs["attention_mask"][..., None].float()
         return normalize((hidden * mask).sum(1) / mask.sum(1), dim=-1)
+
+    def in_parts(self, texts: list[str], parts: int = 3) -> torch.Tensor:
+        """The same in parts of like length, which saves padding."""
+        order = np.argsort([len(text) for text in texts], kind="stable")
+        places = np.array_split(order, min(parts, len(order)))
+        return in_order([self([texts[i] for i in place]) for place in places], places)
 
     @torch.inference_mode()
     def embed(self, texts: list[str]) -> np.ndarray:
@@ -80,12 +86,15 @@ class BiEncoder:
         chosen = [rng.choice(sorted(data.queries[i].positives)) for i in asked]
         weaknesses = [document for document in data.ids if document.startswith("CWE-")]
         columns = sorted({*chosen, *rng.sample(weaknesses, half)})
-        left = self([data.queries[i].text for i in asked])
-        right = self([data.documents[document] for document in columns])
+        left = self.in_parts([data.queries[i].text for i in asked])
+        right = self.in_parts([data.documents[document] for document in columns])
         target = torch.tensor([columns.index(document) for document in chosen])
         spared = torch.tensor(
             [
-                [d in data.queries[i].positives or d in data.queries[i].related for d in columns]
+                [
+                    bool(data.owners[d] & (data.queries[i].positives | data.queries[i].related))
+                    for d in columns
+                ]
                 for i in asked
             ]
         ).scatter(1, target[:, None], False)

@@ -4,19 +4,19 @@ Two stages, both on the training side of the split. (1) The packaged bi-encoder 
 document) pairs, four times with other draws, up to half an hour each on two cores; these four,
 with BM25 beside them, are the teacher. (2) A cross-encoder, the first of them with a fresh head,
 learns to rank as the teacher does: a listwise KL divergence over one group of candidates. With
-`label_weight` the labels join the loss. Each bi-encoder is saved when it is tuned, the second stage
-now and then; the same command resumes. With `--embedder-only` it ends after the first bi-encoder,
-which is a better first stage too.
+`label_weight` the labels join the loss, with `--start` it begins from a reranker trained before,
+and with `--encoder mpnet` the teacher is a larger encoder (see `mpnet`). Each bi-encoder is saved
+when it is tuned, the second stage now and then; the same command resumes. With `--embedder-only` it
+ends after the first bi-encoder, which is a better first stage too.
 
-What it learns from is in `training_data`, the teacher in `teacher`, what a query is compared with
-in `candidates`.
+What it learns from is in `training_data`, the first stage in `tuning`, the teacher in `teacher`,
+what a query is compared with in `candidates`.
 """
 
 from __future__ import annotations
 
 import argparse
 import random
-import shutil
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -29,16 +29,17 @@ import torch
 from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
-from .adapters import AdaptedScorer
-from .bundled import merge, minilm_path, quiet_peft, untrained_reranker, write_bundle
+from .adapters import AdaptedScorer, load_trained, trained
+from .bundled import ADAPTER, file_sha256, merge, minilm_path, write_bundle
 from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
 from .hub import quiet_libraries
 from .pairs import PairEncoder, Reader
-from .teacher import BiEncoder, Teacher, tune
+from .teacher import Teacher
 from .training_data import TrainingSet
 from .training_folder import claim_folder, half_is_quick, save_state, saving, write_log
 from .training_recipe import Recipe
+from .tuning import Encoders
 
 if TYPE_CHECKING:
     from peft import PeftModel
@@ -52,26 +53,43 @@ Score = Callable[..., torch.Tensor]
 
 
 class Trainer:
-    """Trains the reranker of a recipe into a folder, and resumes from what it finds there."""
+    """Trains the reranker of a recipe into a folder, and resumes from what it finds there.
 
-    def __init__(self, recipe: Recipe, output: Path):
+    Args:
+        recipe: all numbers.
+        output: the folder.
+        start: that of the adapter to begin from; None for the first tuned encoder.
+
+    Raises:
+        ValueError: the folder holds another training, or start holds no adapter.
+    """
+
+    def __init__(self, recipe: Recipe, output: Path, start: Path | None = None):
         from transformers import AutoTokenizer
 
         self.recipe = recipe
         self.output = output
+        self.start = start
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
         self.data = TrainingSet(
             recipe.docstrings, recipe.excerpts, recipe.mixtures, recipe.report_share, recipe.seed
         )
+        if recipe.piece_length:
+            self.data.cut(recipe.piece_length, self.tokenizer)
         self.encode = {
             window: PairEncoder(Reader(self.tokenizer, window))
             for window in (recipe.max_length, recipe.long_length)
         }
+        self.encoders = Encoders(recipe, output, self.data, self.device)
         self.log: list[dict] = []
         self._check_reports()
-        data = {"reports": len(self.data.reports), "data": self.data.fingerprint()}
-        claim_folder(output, asdict(recipe) | data)
+        found = {"reports": len(self.data.reports), "data": self.data.fingerprint()}
+        if start is not None:
+            if not (start / ADAPTER).exists():
+                raise ValueError(f"start is {start}: give the adapter folder of a training.")
+            found["start"] = file_sha256(start / ADAPTER)
+        claim_folder(output, asdict(recipe) | found)
 
     def _check_reports(self) -> None:
         asked = max(self.recipe.reports_per_step, self.recipe.tune_batch // 2)
@@ -84,9 +102,14 @@ class Trainer:
 
     def run(self) -> None:
         """Both stages; leaves the adapter, the log and the merged model in the folder."""
+        if self.recipe.encoder != "minilm" and self.start is None:
+            raise ValueError(
+                f"With encoder {self.recipe.encoder} the teacher is no model that a reranker could "
+                "begin as: give start, the adapter folder of a training with minilm."
+            )
         started = time.time()
-        candidates = self.candidates(self.teacher())
-        model = self.tuned()
+        candidates = self.candidates(self.encoders.teacher())
+        model = self.beginning()
         self.train(model, candidates)
         self._average(model)
         with saving(self.output, "The model"):
@@ -95,91 +118,24 @@ class Trainer:
             merge(self.output / "bundle", self.output / "merged")
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
-    def write_embedder(self) -> Path:
-        """Stage 1 for its own sake: the first tuned encoder as a model for `load_embedder`.
+    def beginning(self) -> PeftModel:
+        """What the second stage begins with: the first tuned encoder, or the weights of `start`."""
+        from peft import load_peft_weights, set_peft_model_state_dict
 
-        Returns:
-            Its folder, whole. It says that pooling is "mean" and a text has `max_length` tokens.
-        """
-        from transformers import AutoTokenizer
-
-        folder, fresh = self.output / "embedder", self.output / "embedder.writing"
-        if not folder.exists():
-            whole = self.tuned().merge_and_unload()
-            shutil.rmtree(fresh, ignore_errors=True)
-            with saving(folder, "The embedder"):
-                whole.bert.save_pretrained(fresh)
-                length = self.recipe.max_length
-                tokenizer = AutoTokenizer.from_pretrained(minilm_path(), model_max_length=length)
-                tokenizer.save_pretrained(fresh)
-                shutil.copytree(minilm_path() / "1_Pooling", fresh / "1_Pooling")
-                fresh.replace(folder)
-        return folder
-
-    def fresh_model(self, number: int = 0) -> PeftModel:
-        """MiniLM with a fresh head and a LoRA adapter, which alone are trained.
-
-        Args:
-            number: another one has other random weights.
-        """
-        from peft import LoraConfig, get_peft_model
-
-        torch.manual_seed(self.recipe.seed * self.recipe.teachers + number)
-        base = untrained_reranker().to(self.device)
-        if self.device.type == "cpu":
-            base.config._attn_implementation = "eager"  # its backward pass is twice as fast there
-        base.requires_grad_(False)
-        config = LoraConfig(
-            r=self.recipe.rank,
-            lora_alpha=self.recipe.alpha,
-            target_modules=r".*encoder.*\.(query|key|value|dense)",
-            modules_to_save=["pooler", "classifier"],
-            task_type="SEQ_CLS",
-        )
-        with quiet_peft():
-            return get_peft_model(base, config)
-
-    def encoder(self, model: PeftModel) -> BiEncoder:
-        """The encoder of `model`, head left aside."""
-        return BiEncoder(model.base_model.model.bert, self.tokenizer, self.recipe.max_length)
-
-    def teacher(self) -> Teacher:
-        """Stage 1: the mean of the tuned encoders, with BM25 beside it."""
-        found = [self._vectors(number) for number in range(self.recipe.teachers)]
-        queries, documents = (
-            np.concatenate([vectors[name] for vectors in found], 1)
-            for name in ("queries", "documents")
-        )
-        return Teacher(self.data, queries / len(found), documents, self.recipe.bm25_weight)
-
-    def tuned(self, number: int = 0) -> PeftModel:
-        """A fresh model whose encoder is tuned as a bi-encoder; tuned once, then kept.
-
-        Args:
-            number: which of the teacher's encoders.
-        """
-        recipe, saved = self.recipe, self.output / f"encoder-{number}.pt"
-        model = self.fresh_model(number)
-        if saved.exists():
-            _load(model, torch.load(saved, map_location=self.device), saved)
-            return model
-        descent = Descent(model, recipe.tune_rate, recipe.tune_steps, warmup=10)
-        rng = random.Random(recipe.seed * recipe.teachers + number)
-        tune(self.encoder(model), self.data, descent, recipe.tune_steps, recipe.tune_batch, rng)
-        save_state(_trained(model), saved)
+        if self.start is None:
+            return self.encoders.tuned()
+        model = self.encoders.fresh_reranker()
+        weights = load_peft_weights(str(self.start), device="cpu")
+        try:
+            odd = set_peft_model_state_dict(model, weights).unexpected_keys
+        except RuntimeError as error:  # torch lists all weights of another shape
+            odd = [str(error).splitlines()[1].strip()]
+        if odd:
+            raise ValueError(
+                f"The adapter in {self.start} does not fit a model of rank {self.recipe.rank} "
+                f"({odd[0]}): give the rank that it was trained with."
+            )
         return model
-
-    def _vectors(self, number: int) -> dict[str, np.ndarray]:
-        """What a tuned encoder makes of all queries and documents."""
-        saved = self.output / f"vectors-{number}.pt"
-        if not saved.exists():
-            encoder = self.encoder(self.tuned(number))
-            vectors = {
-                "queries": encoder.embed([query.text for query in self.data.queries]),
-                "documents": encoder.embed(list(self.data.documents.values())),
-            }
-            save_state(vectors, saved)
-        return torch.load(saved, weights_only=False)
 
     def candidates(self, teacher: Teacher) -> list[Candidates]:
         """What each query is compared with; ValueError where that is too little for a group."""
@@ -327,7 +283,7 @@ class Trainer:
     def _save(self, step: int, model: PeftModel, descent: Descent, rng: random.Random) -> None:
         state = {
             "step": step,
-            "model": _trained(model),
+            "model": trained(model),
             "descent": descent.state_dict(),
             "log": self.log,
             "rng": rng.getstate(),
@@ -339,32 +295,20 @@ class Trainer:
         if not saved.exists():
             return 0
         state = torch.load(saved, map_location=self.device, weights_only=False)
-        _load(model, state["model"], saved)
+        load_trained(model, state["model"], saved)
         descent.load_state_dict(state["descent"])
         rng.setstate(state["rng"])
         self.log = state["log"]
         return state["step"]
 
 
-def _trained(model: PeftModel) -> dict[str, torch.Tensor]:
-    """The weights that training changes."""
-    return {
-        name: value
-        for name, value in model.state_dict().items()
-        if "lora_" in name or "modules_to_save" in name
-    }
-
-
-def _load(model: PeftModel, weights: dict[str, torch.Tensor], source: Path) -> None:
-    odd = model.load_state_dict(weights, strict=False).unexpected_keys
-    if odd:
-        raise ValueError(f"{source} holds weights this model has not, such as {odd[0]}.")
-
-
 def main(arguments: list[str] | None = None) -> None:
     """The command line: one flag for each number of the recipe."""
     parser = argparse.ArgumentParser(description="Train the bundled reranker.")
     parser.add_argument("--output", type=Path, required=True, help="folder; resumed if it exists")
+    parser.add_argument(
+        "--start", type=Path, help="adapter folder of a reranker to begin from, trained before"
+    )
     parser.add_argument(
         "--embedder-only",
         action="store_true",
@@ -373,12 +317,13 @@ def main(arguments: list[str] | None = None) -> None:
     for name, value in asdict(Recipe()).items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     values = vars(parser.parse_args(arguments))
-    output, embedder_only = values.pop("output"), values.pop("embedder_only")
+    output, start = values.pop("output"), values.pop("start")
+    embedder_only = values.pop("embedder_only")
     quiet_libraries()
     try:
-        trainer = Trainer(Recipe(**values), output)
+        trainer = Trainer(Recipe(**values), output, start)
         if embedder_only:
-            print(f"Tuned: {trainer.write_embedder()}")
+            print(f"Tuned: {trainer.encoders.write()}")
         else:
             trainer.run()
     except KeyboardInterrupt:

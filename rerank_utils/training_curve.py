@@ -55,7 +55,7 @@ def tuned_quality(folder: Path, share: float, collection: Collection) -> dict[st
             folder / "shares" / f"{share:g}",
         )
     trainer = Trainer(recipe, folder)
-    encoder = trainer.encoder(trainer.tuned())
+    encoder = trainer.encoders.bi_encoder(trainer.encoders.tuned())
     index = build_index(
         encoder.embed(list(collection.documents.values())), list(collection.documents)
     )

@@ -13,10 +13,11 @@ import hashlib
 import random
 import re
 from collections import defaultdict
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cache
 from importlib.util import find_spec
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -32,7 +33,10 @@ from .cwe import (
     read_splits,
     related_weaknesses,
 )
-from .pieces import split_sentences
+from .pieces import cut_into_pieces, split_sentences
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 MAX_SHARED = 4
 """A sentence that stands under more weaknesses than this says little about any of them."""
@@ -104,9 +108,30 @@ class TrainingSet:
         reports = places["report"]
         self.reports = random.Random(seed).sample(reports, round(share * len(reports)))
         self.sentences, self.summaries = places["sentence"], places["docstring"]
+        self._number()
+
+    def _number(self) -> None:
         self.ids = list(self.documents)
         self.column = {document: i for i, document in enumerate(self.ids)}
         self.kind = np.array([document.split("-")[0] for document in self.ids])
+
+    def cut(self, length: int, tokenizer: PreTrainedTokenizerBase) -> None:
+        """Put pieces in place of the documents that are longer than so many tokens.
+
+        Those of "CWE-79" are "CWE-79", "CWE-79#1" and so on; each answers what the whole did.
+        """
+        cut = cut_into_pieces(self.documents.values(), length, tokenizer)
+        pieces = {
+            document: {f"{document}#{i}" if i else document: p for i, p in enumerate(cut[text])}
+            for document, text in self.documents.items()
+        }
+        self.owners = {p: self.owners[document] for document in pieces for p in pieces[document]}
+        self.documents = {p: text for found in pieces.values() for p, text in found.items()}
+        self.queries = [
+            replace(query, positives=frozenset(p for d in query.positives for p in pieces[d]))
+            for query in self.queries
+        ]
+        self._number()
 
     def fingerprint(self) -> str:
         """A sha256 of all texts, by which a training knows that it resumes on the same data."""

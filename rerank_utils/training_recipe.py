@@ -8,6 +8,7 @@ from pathlib import Path
 
 from .bundled import MAX_LENGTH
 from .candidates import SPARE
+from .pieces import LEAST
 
 ABOVE_ZERO = (
     *("teachers", "tune_steps", "tune_batch", "tune_rate", "steps", "queries_per_step", "group"),
@@ -18,14 +19,21 @@ ABOVE_ZERO = (
 SHARES = ("report_share", "distil_only", "label_weight", "long_share")
 
 
+ENCODERS = ("minilm", "mpnet")
+
+
 @dataclass(frozen=True)
 class Recipe:
     """Every number of the training. Learning rates are peak values, lengths are in tokens.
 
+    `encoder` is what the teacher is made of: "minilm", which the reranker then begins as, or the
+    larger "mpnet", with which it has to begin from another training.
     `label_weight` is the share of the labels in the loss, after `distil_only` of the steps.
+    `piece_length` cuts the documents as `pieces.cut_into_pieces` does; 0 leaves them whole.
     """
 
     seed: int = 0
+    encoder: str = "minilm"
     teachers: int = 4
     tune_steps: int = 100
     tune_batch: int = 64
@@ -44,6 +52,7 @@ class Recipe:
     docstrings: int = 11500
     excerpts: int = 10
     mixtures: int = 6000
+    piece_length: int = 0
     report_share: float = 1.0
     rate: float = 5e-4
     warmup: int = 50
@@ -77,11 +86,19 @@ class Recipe:
             )
 
     def _check_numbers(self) -> None:
+        if self.encoder not in ENCODERS:
+            raise ValueError(f"encoder is {self.encoder!r}: choose {' or '.join(ENCODERS)}.")
         for name, value in asdict(self).items():
+            if name == "encoder":
+                continue
             if value < 0 or (value == 0 and name in ABOVE_ZERO):
                 raise ValueError(f"{name} is {value}: give a number above 0.")
             if name in SHARES and value > 1:
                 raise ValueError(f"{name} is {value}: give a share, 1 at most.")
+        if 0 < self.piece_length < LEAST:
+            raise ValueError(
+                f"piece_length is {self.piece_length}: give {LEAST} or more, or 0 for whole texts."
+            )
         if self.tune_batch < 2:
             raise ValueError("tune_batch is 1: give 2 or more, half reports and half sentences.")
 

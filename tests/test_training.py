@@ -8,16 +8,26 @@ from dataclasses import asdict, replace
 import numpy as np
 import pytest
 import torch
+from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 from scipy.special import log_softmax, rel_entr, softmax
+from transformers import AutoTokenizer, MPNetConfig, MPNetModel
 
-from rerank_utils import teacher, training, training_curve, training_data, training_folder
+from rerank_utils import (
+    teacher,
+    training,
+    training_curve,
+    training_data,
+    training_folder,
+    tuning,
+)
 from rerank_utils.adapters import AdaptedScorer
 from rerank_utils.bundled import ADAPTER, minilm_path
 from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_catalogue, read_splits
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.lexical import search_bm25
+from rerank_utils.pieces import cut_into_pieces
 from rerank_utils.training import Trainer
 from rerank_utils.training_data import training_documents
 from rerank_utils.training_recipe import Recipe
@@ -89,7 +99,7 @@ def test_docstrings_with_the_same_text_are_one_document(monkeypatch):
 
 def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
     trainer = Trainer(SMALL, tmp_path)
-    data, teacher = trainer.data, trainer.teacher()
+    data, teacher = trainer.data, trainer.encoders.teacher()
     candidates = trainer.candidates(teacher)
     kinds = set()
     for number, query in enumerate(data.queries):
@@ -107,7 +117,7 @@ def test_a_group_is_one_positive_and_true_negatives(small_training, tmp_path):
 
 def test_mined_are_the_best_of_their_kind(small_training, tmp_path):
     trainer = Trainer(SMALL, tmp_path)
-    data, teacher = trainer.data, trainer.teacher()
+    data, teacher = trainer.data, trainer.encoders.teacher()
     found = trainer.candidates(teacher)[0]
     asked = data.queries[0]
     scores = teacher.scores([0])[0]
@@ -122,7 +132,7 @@ def test_mined_are_the_best_of_their_kind(small_training, tmp_path):
 
 def test_the_teacher_is_the_mean_of_its_encoders(small_training, tmp_path, monkeypatch):
     trainer = Trainer(replace(SMALL, average_from=0, average_to=0), tmp_path)
-    teacher = trainer.teacher()
+    teacher = trainer.encoders.teacher()
     cosines = []
     for number in range(SMALL.teachers):
         vectors = torch.load(tmp_path / f"vectors-{number}.pt", weights_only=False)
@@ -163,7 +173,7 @@ def test_the_tuned_embedder_is_a_model_of_its_own(small_training, tmp_path, monk
     }
     trainer = Trainer(recipe, tmp_path)
     texts = ["SQL in the name field", "a buffer on the stack " * 30]
-    expected = trainer.encoder(trainer.tuned()).embed(texts)
+    expected = trainer.encoders.bi_encoder(trainer.encoders.tuned()).embed(texts)
     length = recipe.max_length
     assert json.loads((folder / "1_Pooling" / "config.json").read_text())[
         "pooling_mode_mean_tokens"
@@ -180,8 +190,8 @@ def test_a_step_has_the_stated_loss(small_training, tmp_path):
     nine = {"queries_per_step": 9, "reports_per_step": 3, "sentences_per_step": 3}  # in parts
     shares = {"distil_only": 0.5, "label_weight": 0.25, "long_share": 0.0}
     trainer = Trainer(replace(SMALL, **nine, **shares), tmp_path)
-    model = trainer.tuned()
-    candidates = trainer.candidates(trainer.teacher())
+    model = trainer.encoders.tuned()
+    candidates = trainer.candidates(trainer.encoders.teacher())
     model.eval()
     scorer, found = AdaptedScorer(model), []
 
@@ -211,7 +221,7 @@ def test_logits_and_gradients_are_those_of_the_model(small_training, tmp_path, m
     """Training adds adapters to their weights, and of the last layer computes the first token."""
     monkeypatch.setattr(training_folder, "has_bfloat16", lambda: False)
     trainer = Trainer(SMALL, tmp_path)
-    model = trainer.fresh_model()
+    model = trainer.encoders.fresh()
     weights = {name: value for name, value in model.named_parameters() if value.requires_grad}
     for name, value in weights.items():
         if "lora_B" in name:  # zero at first, which would hide the adapter
@@ -261,7 +271,7 @@ def test_an_interrupted_training_gives_the_same_model(small_training, tmp_path, 
     assert [row["reports"] for row in curve["reports"]] == [15, 30]
     assert not (folder / "shares" / "1").exists()  # that one is the training itself
     with monkeypatch.context() as patch:
-        patch.setattr(training, "tune", None)  # nothing is tuned twice
+        patch.setattr(tuning, "tune", None)  # nothing is tuned twice
         assert training_curve.record(folder, [1, 0.5], 2) == curve
 
     broken = Trainer(SMALL, tmp_path / "broken")
@@ -298,7 +308,7 @@ def test_a_full_disk_is_said_in_words_and_the_last_step_is_kept(
 ):
     recipe = replace(SMALL, save_every=3, average_from=0, average_to=0)
     trainer = Trainer(recipe, tmp_path)
-    model = trainer.fresh_model()
+    model = trainer.encoders.fresh()
     monkeypatch.setattr(trainer, "_train_step", lambda *given: (0.0, 0.0))
 
     def full(folder):
@@ -317,7 +327,7 @@ def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypa
     """A processor without instructions for bfloat16 imitates it, many times slower."""
     monkeypatch.setattr(training_folder, "has_bfloat16", lambda: quick)
     trainer, precisions = Trainer(SMALL, tmp_path), set()
-    model = trainer.fresh_model()
+    model = trainer.encoders.fresh()
     for name, module in model.named_modules():
         if name.endswith("query.base_layer"):
             module.register_forward_hook(lambda m, i, out: precisions.add(out.dtype))
@@ -326,7 +336,7 @@ def test_a_training_computes_in_what_is_quick(small_training, tmp_path, monkeypa
         if name.endswith("query"):
             module.register_forward_hook(lambda m, i, out: precisions.add(out.dtype))
     for work in (
-        lambda: trainer.encoder(model).embed(["a text"]),
+        lambda: trainer.encoders.bi_encoder(model).embed(["a text"]),
         lambda: trainer._score(scorer, [("a query", "a document")], SMALL.max_length),
     ):
         precisions.clear()
@@ -381,15 +391,15 @@ def test_too_few_texts_are_named(small_training, tmp_path):
     with pytest.raises(ValueError, match=r"asks 2 reports .* a report_share of 0\.01 leaves 0"):
         Trainer(replace(SMALL, report_share=0.01), tmp_path / "reports")
     trainer = Trainer(replace(SMALL, mixtures=1, mined_mixtures=2), tmp_path / "mixtures")
-    teacher = trainer.teacher()
+    teacher = trainer.encoders.teacher()
     with pytest.raises(ValueError, match="A group has 2 texts of kind 'mixture', but only"):
         trainer.candidates(teacher)
 
 
 def test_weights_that_overflow_stop_the_training(small_training, tmp_path):
     trainer = Trainer(replace(SMALL, warmup=0), tmp_path)
-    model = trainer.fresh_model()
-    candidates = trainer.candidates(trainer.teacher())
+    model = trainer.encoders.fresh()
+    candidates = trainer.candidates(trainer.encoders.teacher())
     torch.nn.init.constant_(model.get_parameter(CLASSIFIER), torch.nan)
     with pytest.raises(FloatingPointError, match="The loss is nan at step 1"):
         trainer.train(model, candidates)
@@ -444,3 +454,102 @@ def test_a_training_of_another_version_is_named(tmp_path):
     (tmp_path / "recipe.json").write_text('{"seed": 0, "steps": 4}', encoding="utf-8")
     with pytest.raises(ValueError, match=r"another version .* no alpha\. Train anew"):
         Recipe.of(tmp_path)
+
+
+@pytest.fixture
+def small_mpnet(tmp_path, monkeypatch):
+    """A random MPNet of two layers in place of the real one."""
+    folder = tmp_path / "mpnet"
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+    sizes = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+    sizes |= {"intermediate_size": 64, "vocab_size": len(tokenizer)}
+    MPNetModel(MPNetConfig(**sizes)).save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    monkeypatch.setattr(tuning, "mpnet_path", lambda: folder)
+    return folder
+
+
+def test_a_larger_encoder_teaches_a_reranker_trained_before(small_training, small_mpnet, tmp_path):
+    recipe = replace(SMALL, average_from=0, average_to=0)
+    Trainer(recipe, tmp_path / "first").run()
+    start = tmp_path / "first" / "adapter"
+    further = replace(recipe, encoder="mpnet", piece_length=24, seed=1)
+    trainer = Trainer(further, tmp_path / "second", start)
+    begun = get_peft_model_state_dict(trainer.beginning())
+    before = load_file(start / ADAPTER)
+    assert begun.keys() == before.keys()
+    for name, value in before.items():
+        torch.testing.assert_close(begun[name], value, atol=0, rtol=0, msg=name)
+    trainer.run()
+    vectors = torch.load(tmp_path / "second" / "vectors-0.pt", weights_only=False)
+    assert vectors["documents"].shape == (len(trainer.data.documents), 32)
+    after = load_file(tmp_path / "second" / "adapter" / ADAPTER)
+    assert after.keys() == before.keys()
+    assert all(not torch.equal(after[name], value) for name, value in before.items())
+    # other weights to begin with are another training
+    with pytest.raises(ValueError, match=r"other arguments \(start "):
+        Trainer(further, tmp_path / "second", tmp_path / "second" / "adapter")
+
+
+def test_a_reranker_cannot_begin_as_an_encoder_of_another_kind(small_training, tmp_path):
+    with pytest.raises(ValueError, match="give start, the adapter folder"):
+        Trainer(replace(SMALL, encoder="mpnet"), tmp_path).run()
+
+
+def test_a_start_of_another_rank_is_refused(small_training, tmp_path):
+    model = Trainer(SMALL, tmp_path / "one").encoders.fresh()
+    model.save_pretrained(tmp_path / "adapter")
+    trainer = Trainer(replace(SMALL, rank=4), tmp_path / "two", tmp_path / "adapter")
+    with pytest.raises(ValueError, match="does not fit a model of rank 4"):
+        trainer.beginning()
+    with pytest.raises(ValueError, match=r"start is .*: give the adapter folder"):
+        Trainer(SMALL, tmp_path / "three", tmp_path)
+
+
+def test_pieces_take_the_place_of_long_documents(small_training):
+    whole, cut = (training_data.TrainingSet(30, 2, 20) for _ in range(2))
+    tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+    cut.cut(40, tokenizer)
+    pieces = cut_into_pieces(whole.documents.values(), 40, tokenizer)
+    for document, text in whole.documents.items():
+        ids = [document, *(f"{document}#{i}" for i in range(1, len(pieces[text])))]
+        assert [cut.documents[piece] for piece in ids] == pieces[text]
+        assert {cut.owners[piece] for piece in ids} == {whole.owners[document]}
+    assert len(cut.ids) == len(cut.kind) == sum(len(pieces[t]) for t in whole.documents.values())
+    assert set(cut.kind) == set(whole.kind)
+    for before, after in zip(whole.queries, cut.queries, strict=True):
+        assert {piece.split("#")[0] for piece in after.positives} == before.positives
+        assert len(after.positives) == sum(
+            len(pieces[whole.documents[d]]) for d in before.positives
+        )
+
+
+def test_no_piece_of_a_right_document_counts_against_a_query(small_training, monkeypatch):
+    """All vectors alike: the loss is the logarithm of the number of texts that may be wrong."""
+    data = training_data.TrainingSet(30, 2, 20)
+    data.cut(24, AutoTokenizer.from_pretrained(minilm_path()))
+    encoder = teacher.BiEncoder(None, None, 32)
+    monkeypatch.setattr(encoder, "in_parts", lambda texts: torch.ones(len(texts), 1))
+    answer = data.queries[data.reports[0]].positives
+    assert len(answer) > 1
+    data.reports = data.sentences = data.reports[:1]
+
+    class Drawn:
+        """All pieces of the answer, and three others."""
+
+        def sample(self, found, count):
+            others = [d for d in found if d not in answer] if found and found[0] in data.ids else []
+            return [*sorted(answer), *others[:3]] if others else list(found)
+
+        def choice(self, found):
+            return found[0]
+
+    loss = encoder.loss(data, 2, Drawn())
+    assert loss.item() == pytest.approx(np.log(4), abs=1e-4)
+
+
+def test_unknown_encoders_and_pieces_without_room_are_refused():
+    with pytest.raises(ValueError, match="encoder is 'bert': choose minilm or mpnet"):
+        replace(SMALL, encoder="bert")
+    with pytest.raises(ValueError, match="piece_length is 8: give 16 or more, or 0"):
+        replace(SMALL, piece_length=8)
