@@ -18,7 +18,7 @@ from .batching import TruncationWarning, best_device
 from .collection import Collection, write_qrels
 from .embedding import embed_documents, embed_queries, load_embedder
 from .engines import check_choice
-from .evaluation import Comparison, Evaluation, compare, evaluate
+from .evaluation import Comparison, Evaluation, answer_groups, compare, evaluate
 from .files import replacing, write_whole
 from .hub import fingerprint
 from .indexing import DenseIndex, build_index, build_index_from
@@ -60,11 +60,19 @@ class Result:
     dtype: str = "auto"
 
     @cached_property
+    def groups(self) -> dict[str, int]:
+        """Query id -> its group: queries that share answers are no independent draws."""
+        return answer_groups(self.collection.qrels)
+
+    @cached_property
     def comparisons(self) -> list[Comparison]:
-        """Before against after, for each measure; empty for one query, which allows no test."""
-        if len(self.collection.queries) < 2:
+        """Before against after, for each measure; empty for one group, which allows no test."""
+        if len(set(self.groups.values())) < 2:
             return []
-        return [compare(self.before, self.after, measure) for measure in self.before.values]
+        return [
+            compare(self.before, self.after, measure, groups=self.groups)
+            for measure in self.before.values
+        ]
 
     def table(self) -> str:
         """The two runs side by side, as text."""
@@ -85,13 +93,20 @@ class Result:
                 line += f"   {row.low:+.3f} … {row.high:+.3f} {row.p:>8.4f}   "
                 line += f"{row.wins} / {row.ties} / {row.losses}"
             lines.append(line)
-        if not tested:
-            lines += ["", "One query alone gives no interval and no test."]
+        lines += ["", self._drawn()]
         spent = [
             f"{stage} {seconds:.1f} s" + (" (from cache)" if stage in self.cached else "")
             for stage, seconds in self.seconds.items()
         ]
         return "\n".join([*lines, "", f"time: {', '.join(spent)}", *self.notes])
+
+    def _drawn(self) -> str:
+        groups = len(set(self.groups.values()))
+        if groups < 2:
+            return "One query, or one answer for all, gives no interval and no test."
+        if groups == len(self.groups):
+            return "Interval and p: no two queries share an answer, each is a draw of its own."
+        return f"Interval and p: {groups:,} groups of queries that share answers are drawn."
 
     def save(self, folder: Path) -> list[Path]:
         """Write both runs, the judgments, the numbers and the figure; return the files."""
@@ -114,6 +129,7 @@ class Result:
             "collection": self.collection.name,
             "split": next(iter(self.collection.splits)),
             "queries": len(self.collection.queries),
+            "groups": len(set(self.groups.values())),
             "documents": len(self.collection.documents),
             "depth": self.profile.depth,
             "in pieces": self.profile.in_pieces,

@@ -6,9 +6,9 @@ from dataclasses import replace
 import pytest
 
 from rerank_utils.__main__ import build_parser, chosen_profile, main
-from rerank_utils.collection import read_qrels
+from rerank_utils.collection import Collection, read_qrels
 from rerank_utils.evaluation import evaluate
-from rerank_utils.pipeline import run_pipeline
+from rerank_utils.pipeline import Result, run_pipeline
 from rerank_utils.profiles import get_profile, locate
 from rerank_utils.run import Run
 from rerank_utils.zoo import INSTRUCTION
@@ -72,9 +72,32 @@ def test_a_single_query_gets_its_table_without_a_test(
 ):
     arguments = own_data(beir_folder, tiny_reranker_folder, "--depth", "2", "--queries", "1")
     assert main(arguments) == 0
-    assert "One query alone gives no interval" in capsys.readouterr().out
+    assert "One query, or one answer for all, gives no interval" in capsys.readouterr().out
     numbers = json.loads((in_empty_folder / "artifacts/beir-fruit/results.json").read_text())
     assert numbers["comparisons"] == [] and numbers["queries"] == 1
+
+
+def test_queries_that_share_answers_are_no_independent_draws():
+    queries = {f"q{i}": f"query {i}" for i in range(6)}
+    qrels = {query: {f"d{i // 2}": 1} for i, query in enumerate(queries)}
+    documents = {f"d{i}": f"document {i}" for i in range(4)}
+    answers = [next(iter(qrels[query])) for query in queries]
+    first = Run.from_lists(list(queries), [["d3", d] for d in answers], [[2.0, 1.0]] * 6)
+    second = Run.from_lists(list(queries), [[d, "d3"] for d in answers], [[2.0, 1.0]] * 6)
+
+    def made(qrels):
+        judged = [evaluate(run.select(list(qrels)), qrels) for run in (first, second)]
+        asked = {query: queries[query] for query in qrels}
+        small = Collection("pairs", documents, asked, qrels, {"test": list(asked)})
+        return Result(get_profile(), small, first, second, *judged)
+
+    shared = made(qrels)
+    assert "3 groups of queries that share answers" in shared.table()
+    p = {row.measure: row.p for row in shared.comparisons}
+    assert p["nDCG@10"] == pytest.approx(2 / 2**3)  # three signs that can flip, not six
+    alone = made({query: qrels[query] for query in ("q0", "q2", "q4")})
+    assert "each is a draw of its own" in alone.table()
+    assert made({query: qrels[query] for query in ("q0", "q1")}).comparisons == []
 
 
 def test_a_second_run_says_that_its_times_are_not_the_cost(
