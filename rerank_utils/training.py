@@ -329,7 +329,7 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         where = "begins this encoder anew" if embedder_only else "goes on from here"
         sys.exit(f"\nStopped. Run the same command again: it {where}.")
-    except (ValueError, OSError, FloatingPointError) as error:
+    except (ValueError, OSError, ImportError, FloatingPointError) as error:
         sys.exit(f"error: {error}")
 
 

@@ -15,6 +15,7 @@ from scipy.special import log_softmax, rel_entr, softmax
 from transformers import AutoTokenizer, MPNetConfig, MPNetModel
 
 from rerank_utils import (
+    mpnet,
     teacher,
     training,
     training_curve,
@@ -414,6 +415,11 @@ def test_the_command_line_says_what_is_wrong(small_training, tmp_path, monkeypat
     (tmp_path / "foreign" / "letter.txt").write_text("mine")
     with pytest.raises(SystemExit, match="is not empty and holds no training"):
         training.main(["--output", str(tmp_path / "foreign"), *small])
+    monkeypatch.setenv("RERANK_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(mpnet, "PACKAGES", ("no-such-package",))
+    larger = [*small, "--encoder", "mpnet", "--embedder-only"]
+    with pytest.raises(SystemExit, match="error: The larger encoder needs the package"):
+        training.main(["--output", str(tmp_path / "larger"), *larger])
 
     def interrupted(self):
         raise KeyboardInterrupt
