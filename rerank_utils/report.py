@@ -16,6 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
+from .bundled import minilm_path
 from .collection import Collection, Qrels
 from .evaluation import Comparison, answer_groups, compare, evaluate
 from .experiment import Experiment, Row, experiment, format_p
@@ -44,7 +45,6 @@ SHARES = [
 WAYS = {"": False, " in pieces": True}
 """How long documents are reranked: cut at the window, or piece by piece."""
 DENSE = "dense (MiniLM, FAISS flat)"
-TUNED = "tuned: the same MiniLM, trained on the training side"
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
@@ -216,7 +216,8 @@ def make_report(
         f"hybrid: BM25 and dense ({fusion}, chosen on dev)": hybrid,
     }
     if tuned is not None:
-        runs[TUNED] = first_stages["tuned"][1]
+        tuned_row = tuned_title(tuned)
+        runs[tuned_row] = first_stages["tuned"][1]
     runs[f"BM25, top {depth} reranked"] = _reranked(bm25, test, artifacts)
     runs |= {
         f"{name}, top {depth} reranked{way}": reranked[name + way][1]
@@ -257,7 +258,7 @@ def make_report(
     cut, whole = (f"dense, top {depth} reranked{way}" for way in WAYS)
     pairs = [(cut, whole)]
     if tuned is not None:
-        pairs += [(cut, TUNED), (TUNED, mixed["tuned"])]
+        pairs += [(cut, tuned_row), (tuned_row, mixed["tuned"])]
     table = replace(table, notes=[*table.notes, _beside(table, pairs, groups)])
     return Report(test, table, fusion, weights, shares, chosen)
 
@@ -274,6 +275,19 @@ def _tuned(folder: Path, found: Result, artifacts: Path) -> Run:
     embedder = {"embedder": str(folder), "pooling": "mean", "embedder_length": length}
     with noted([]):  # it reads fewer tokens than MiniLM as it comes, whose cut texts are counted
         return retrieve(replace(found.profile, **embedder), found.collection, artifacts)
+
+
+def tuned_title(folder: Path) -> str:
+    """The row of a tuned embedder, which may be another model than the first stage's."""
+    theirs, ours = (
+        {key: config[key] for key in ("model_type", "hidden_size", "num_hidden_layers")}
+        for config in (
+            json.loads((path / "config.json").read_text(encoding="utf-8"))
+            for path in (folder, minilm_path())
+        )
+    )
+    name = "the same MiniLM" if theirs == ours else f"a model of type {theirs['model_type']}"
+    return f"tuned: {name}, trained on the training side"
 
 
 def _reranked(run: Run, found: Result, artifacts: Path, in_pieces: bool = False) -> Run:

@@ -19,7 +19,6 @@ from rerank_utils.report import (
     FUSIONS,
     MARKERS,
     SHARES,
-    TUNED,
     among,
     as_markdown,
     choose_fusion,
@@ -27,9 +26,11 @@ from rerank_utils.report import (
     choose_weight,
     main,
     make_report,
+    tuned_title,
     write_between_markers,
 )
 from rerank_utils.run import Run
+from rerank_utils.tiny import build_tiny
 
 
 def test_the_weight_with_the_highest_ndcg_is_chosen():
@@ -128,10 +129,11 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     assert sum("top 8 reranked" in name for name in names) == 7
     assert sum("in pieces" in name for name in names) == 6
     assert report.fusion in names[2]
-    # the "tuned" one is the same model here
-    assert report.table.evaluations[TUNED].mean("R@50") == report.test.before.mean("R@50")
+    tuned = tuned_title(minilm_path())  # the same model here
+    assert tuned == "tuned: the same MiniLM, trained on the training side"
+    assert report.table.evaluations[tuned].mean("R@50") == report.test.before.mean("R@50")
     apart = compare(
-        *(report.table.evaluations[n] for n in ("dense, top 8 reranked", TUNED)),
+        *(report.table.evaluations[n] for n in ("dense, top 8 reranked", tuned)),
         "nDCG@10",
         groups=answer_groups(report.test.collection.qrels),
     )
@@ -202,3 +204,8 @@ def test_help_says_what_is_written_and_a_wrong_number_is_refused(capsys):
     with pytest.raises(SystemExit) as stopped:
         main(["--tuned", "nowhere"])
     assert stopped.value.code == 2 and "nowhere, which holds no model" in capsys.readouterr().err
+
+
+def test_a_tuned_model_of_another_kind_is_not_called_the_same(tmp_path):
+    build_tiny("xlm-roberta-embedder", tmp_path)
+    assert tuned_title(tmp_path).startswith("tuned: a model of type xlm-roberta, trained")
