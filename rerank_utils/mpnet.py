@@ -24,7 +24,7 @@ NEEDED = (
 def mpnet_path() -> Path:
     """The folder of all-mpnet-base-v2, put together from its packages on first use.
 
-    That takes half a minute and 440 MB of the user's cache; later calls only check the weights.
+    That takes some seconds and 440 MB of the user's cache; later calls only check the weights.
 
     Raises:
         ModuleNotFoundError: a package is not installed.

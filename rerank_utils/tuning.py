@@ -21,6 +21,7 @@ from .training_recipe import Recipe
 
 if TYPE_CHECKING:
     from peft import PeftModel
+    from transformers import PreTrainedModel
 
 
 class Encoders:
@@ -82,9 +83,8 @@ class Encoders:
         """The encoder of a model, head left aside."""
         from transformers import AutoTokenizer
 
-        whole = model.base_model.model
         tokenizer = AutoTokenizer.from_pretrained(self.base)
-        return BiEncoder(getattr(whole, "bert", whole), tokenizer, self.recipe.max_length)
+        return BiEncoder(_encoder(model.base_model.model), tokenizer, self.recipe.max_length)
 
     def teacher(self) -> Teacher:
         """The mean of the tuned encoders, with BM25 beside it."""
@@ -120,10 +120,15 @@ class Encoders:
             whole = self.tuned().merge_and_unload()
             shutil.rmtree(fresh, ignore_errors=True)
             with saving(folder, "The embedder"):
-                getattr(whole, "bert", whole).save_pretrained(fresh)
+                _encoder(whole).save_pretrained(fresh)
                 length = self.recipe.max_length
                 tokenizer = AutoTokenizer.from_pretrained(self.base, model_max_length=length)
                 tokenizer.save_pretrained(fresh)
                 shutil.copytree(self.base / "1_Pooling", fresh / "1_Pooling")
                 fresh.replace(folder)
         return folder
+
+
+def _encoder(model: PreTrainedModel) -> PreTrainedModel:
+    """A model without the head that a reranker has."""
+    return getattr(model, "bert", model)
