@@ -102,14 +102,9 @@ class Trainer:
 
     def run(self) -> None:
         """Both stages; leaves the adapter, the log and the merged model in the folder."""
-        if self.recipe.encoder != "minilm" and self.start is None:
-            raise ValueError(
-                f"With encoder {self.recipe.encoder} the teacher is no model that a reranker could "
-                "begin as: give start, the adapter folder of a training with minilm."
-            )
         started = time.time()
-        candidates = self.candidates(self.encoders.teacher())
         model = self.beginning()
+        candidates = self.candidates(self.encoders.teacher())
         self.train(model, candidates)
         self._average(model)
         with saving(self.output, "The model"):
@@ -122,6 +117,11 @@ class Trainer:
         """What the second stage begins with: the first tuned encoder, or the weights of `start`."""
         from peft import load_peft_weights, set_peft_model_state_dict
 
+        if self.start is None and self.recipe.encoder != "minilm":
+            raise ValueError(
+                f"With encoder {self.recipe.encoder} the teacher is no model that a reranker could "
+                "begin as: give start, the adapter folder of a training with minilm."
+            )
         if self.start is None:
             return self.encoders.tuned()
         model = self.encoders.fresh_reranker()
@@ -129,7 +129,7 @@ class Trainer:
         try:
             odd = set_peft_model_state_dict(model, weights).unexpected_keys
         except RuntimeError as error:  # torch lists all weights of another shape
-            odd = [str(error).splitlines()[1].strip()]
+            odd = [str(error).splitlines()[-1].strip()]
         if odd:
             raise ValueError(
                 f"The adapter in {self.start} does not fit a model of rank {self.recipe.rank} "
