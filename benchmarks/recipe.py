@@ -11,14 +11,17 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import random
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from bench import gather, write
 
+from rerank_utils.candidates import Candidates, Scored
 from rerank_utils.collection import Collection
 from rerank_utils.evaluation import Evaluation, compare, evaluate
 from rerank_utils.hub import quiet_libraries
@@ -28,6 +31,7 @@ from rerank_utils.profiles import OFFLINE
 from rerank_utils.reranking import load_reranker, rerank
 from rerank_utils.run import Run
 from rerank_utils.score_cache import ScoreCache
+from rerank_utils.teacher import Teacher
 from rerank_utils.training import Trainer
 from rerank_utils.training_curve import QUICK
 from rerank_utils.training_data import TrainingSet
@@ -45,11 +49,32 @@ class Choice:
         recipe: its numbers that differ.
         sentences: the only field of the catalogue that they are taken from; None for all.
         layers: of the encoder, those that are kept; None for all.
+        also_right: further texts of the right weakness in a group, in place of mined documents.
     """
 
     recipe: dict[str, Any] = field(default_factory=dict)
     sentences: str | None = None
     layers: tuple[int, ...] | None = None
+    also_right: int = 0
+
+
+@dataclass(frozen=True)
+class SeveralRight(Candidates):
+    """Candidates of which a group has up to `count` of `also` too, if there are so many."""
+
+    also: Scored
+    count: int
+
+    def group(
+        self, shares: Mapping[str, int], others: int, rng: random.Random
+    ) -> tuple[list[int], list[float]]:
+        """As without them, with as many documents fewer."""
+        more = min(self.count, len(self.also.columns))
+        fewer = {"CWE": shares["CWE"] - more} if more else {}
+        columns, scores = super().group({**shares, **fewer}, others, rng)
+        places = self.also.draw(more, rng)
+        found = self.also.columns[places], self.also.scores[places]
+        return columns + found[0].tolist(), scores + found[1].tolist()
 
 
 def choices(recipe: Recipe, data: TrainingSet) -> dict[str, Choice]:
@@ -67,6 +92,7 @@ def choices(recipe: Recipe, data: TrainingSet) -> dict[str, Choice]:
         "twice the rate": Choice({"rate": recipe.rate * 2}),
         "pairs of 256 tokens": Choice({"long_share": 1.0}),
         "labels, 0.3 of the loss": Choice({"label_weight": 0.3}),
+        "three more right texts in a group": Choice(also_right=3),
     }
     without = {"reports_per_step": recipe.reports_per_step + recipe.sentences_per_step}
     found["reports in place of sentences"] = Choice(without | {"sentences_per_step": 0})
@@ -81,6 +107,27 @@ def _groups(recipe: Recipe, factor: float) -> dict[str, int]:
     counts = ("queries_per_step", "reports_per_step", "sentences_per_step")
     changed = {name: max(1, round(getattr(recipe, name) * factor)) for name in sizes}
     return changed | {name: max(1, round(getattr(recipe, name) / factor)) for name in counts}
+
+
+def several_right(
+    data: TrainingSet, teacher: Teacher, candidates: Sequence[Candidates], count: int
+) -> list[Candidates]:
+    """The same, with the excerpts and passages of the right weaknesses as further right texts.
+
+    Those that hold the query word for word are left out: they show nothing but that.
+    """
+    owned: dict[str, list[int]] = {}
+    for column, document in enumerate(data.ids):
+        if data.kind[column] in ("excerpt", "passage"):
+            for weakness in data.owners[document]:
+                owned.setdefault(weakness, []).append(column)
+    texts, found = list(data.documents.values()), []
+    for place, (query, one) in enumerate(zip(data.queries, candidates, strict=True)):
+        columns = {column for weakness in query.positives for column in owned.get(weakness, ())}
+        fine = np.array([c for c in sorted(columns) if query.text not in texts[c]], dtype=int)
+        scores = teacher.scores([place])[0][fine]
+        found.append(SeveralRight(**vars(one), also=Scored(fine, scores), count=count))
+    return found
 
 
 def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
@@ -101,7 +148,11 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
         model = trainer.beginning()
         if choice.layers:
             cut(model.base_model.model, choice.layers)
-        own.train(model, own.candidates(trainer.encoders.teacher()))
+        teacher = trainer.encoders.teacher()
+        candidates = own.candidates(teacher)
+        if choice.also_right:
+            candidates = several_right(own.data, teacher, candidates, choice.also_right)
+        own.train(model, candidates)
         with saving(merged, "The model"):
             model.merge_and_unload().save_pretrained(folder / "unfinished")
             own.tokenizer.save_pretrained(folder / "unfinished")

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+import random
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -126,6 +127,27 @@ def test_groups_of_another_size_make_as_many_pairs(benchmark):
         other = Recipe(**recipe._groups(usual, factor))
         assert other.group == usual.group * factor
         assert other.group * other.queries_per_step == usual.group * usual.queries_per_step
+
+
+def test_groups_with_several_right_texts(benchmark, small_training, tmp_path):
+    """As large as others; the further texts are of the right weakness, and none has the query."""
+    recipe = importlib.import_module("recipe")
+    trainer = Trainer(SMALL, tmp_path / "training")
+    data, teacher = trainer.data, trainer.encoders.teacher()
+    usual = trainer.candidates(teacher)
+    found = recipe.several_right(data, teacher, usual, 3)
+    asked = [*data.reports[:20], *data.sentences[:200], *data.summaries[:5]]
+    more = []
+    for query in asked:
+        columns, scores = trainer.group(query, found[query], random.Random(0))
+        assert len(columns) == len(scores) == SMALL.group
+        assert scores == pytest.approx(teacher.scores([query])[0][columns].tolist(), abs=1e-4)
+        documents = [data.ids[column] for column in columns]
+        right = data.queries[query].positives
+        further = [d for d in documents if data.owners[d] & right and d not in right]
+        assert not any(data.queries[query].text in data.documents[d] for d in further)
+        more.append(len(further))
+    assert np.mean(more[:20]) > 1.5 and max(more) == 3 and more[-5:] == [0] * 5
 
 
 def test_summary_writes_both_pages(benchmark, tiny_reranker_folder, tmp_path):
