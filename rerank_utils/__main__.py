@@ -8,6 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from .engines import DTYPES
+from .errors import sentence
 from .hub import quiet_libraries
 from .profiles import PACKAGED_RERANKER, Profile, get_profile
 from .zoo import row
@@ -106,9 +107,11 @@ def chosen_profile(options: argparse.Namespace) -> Profile:
     if options.max_length is not None and not (options.embedder or options.reranker):
         raise ValueError("--max-length is for models that --embedder or --reranker name.")
     length = 512 if options.max_length is None else options.max_length
-    if options.collection and options.profile:
+    if options.collection is not None and options.profile:
         raise ValueError("Give --profile or --collection, not both.")
-    if options.collection and not Path(options.collection).is_dir():
+    if options.collection is not None and not (
+        options.collection and Path(options.collection).is_dir()
+    ):
         raise ValueError(
             f"There is no folder {options.collection!r}: --collection wants one in BEIR format. A "
             "set of BEIR comes by name, such as --profile beir:scifact."
@@ -149,9 +152,10 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("\nStopped. Run the same command again: it goes on from here.", file=sys.stderr)
         return 130
-    except (ValueError, OSError, ImportError, KeyError, MemoryError) as error:
-        sentence = error.args[0] if isinstance(error, KeyError) else error
-        print(f"error: {sentence}", file=sys.stderr)
+    except Exception as error:
+        if (told := sentence(error)) is None:
+            raise
+        print(f"error: {told}", file=sys.stderr)
         return 2
     print("written:", *(f"  {path}" for path in files), sep="\n")
     return 0

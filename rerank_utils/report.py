@@ -18,6 +18,7 @@ import numpy as np
 
 from .bundled import minilm_path
 from .collection import Collection, Qrels
+from .errors import sentence
 from .evaluation import Comparison, answer_groups, compare, evaluate
 from .experiment import Experiment, Row, experiment, format_p
 from .files import write_whole
@@ -376,8 +377,18 @@ def main(arguments: list[str] | None = None) -> int:
             f"--tuned is {options.tuned}, which holds no model: give the folder embedder/ that "
             "`python -m rerank_utils.training --embedder-only` wrote."
         )
+    page = Path("README.md")
+    if not options.queries and not (page.exists() and MARKERS[0] in page.read_text("utf-8")):
+        parser.error("The table goes into the project's README.md: run this at its top.")
     quiet_libraries()
-    report = make_report(replace(OFFLINE, queries=options.queries), tuned=options.tuned)
+    try:
+        report = make_report(replace(OFFLINE, queries=options.queries), tuned=options.tuned)
+    except KeyboardInterrupt:
+        sys.exit("\nStopped. Run the same command again: it goes on from here.")
+    except Exception as error:
+        if (told := sentence(error)) is None:
+            raise
+        sys.exit(f"error: {told}")
     print(f"\n{report.table}\n")
     weights = ", ".join(f"{weight:g} ({name})" for name, weight in report.weights.items())
     print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {weights}")
@@ -397,7 +408,7 @@ def main(arguments: list[str] | None = None) -> int:
         "part in training, neither as answers nor as candidates. Training reports that are filed "
         "under one of these too were asked with their other weaknesses alone (model card)."
     )
-    write_between_markers(Path("README.md"), f"{as_markdown(report.table)}\n{split}")
+    write_between_markers(page, f"{as_markdown(report.table)}\n{split}")
     title = f"{len(test.collection.queries)} vulnerability reports of the test split"
     plot_before_after(test.before, test.after, title).savefig(FIGURE, dpi=120)
     print(

@@ -56,8 +56,12 @@ class ScoreCache:
         self.path.parent.mkdir(parents=True, exist_ok=True)
         lines = "#\n" * self._torn + "".join(f"{key} {score!r}\n" for key, score in new.items())
         self._torn = False
+        content = lines.encode()
         with self.path.open("ab", buffering=0) as stream:  # one write: no other comes in between
-            stream.write(lines.encode())
+            written = stream.write(content)
+        if written < len(content):
+            self._torn = True
+            raise OSError(f"Scores could not be kept in {self.path}: make room on the disk.")
 
     @staticmethod
     def _key(pair: tuple[str, str]) -> str:

@@ -16,6 +16,7 @@ what a query is compared with in `candidates`.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -30,9 +31,11 @@ from torch.nn.functional import cross_entropy, kl_div, log_softmax, softmax
 from tqdm import tqdm
 
 from .adapters import AdaptedScorer, load_trained, trained
+from .batching import check_max_length
 from .bundled import ADAPTER, file_sha256, merge, minilm_path, write_bundle
 from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
+from .errors import sentence
 from .hub import quiet_libraries
 from .pairs import PairEncoder, Reader
 from .teacher import Teacher
@@ -61,17 +64,20 @@ class Trainer:
         start: that of the adapter to begin from; None for the first tuned encoder.
 
     Raises:
-        ValueError: the folder holds another training, or start holds no adapter.
+        ValueError: the folder holds another training, start holds no adapter of this rank and
+            alpha, a step asks more texts than there are, or a window is longer than the model's.
     """
 
     def __init__(self, recipe: Recipe, output: Path, start: Path | None = None):
-        from transformers import AutoTokenizer
+        from transformers import AutoConfig, AutoTokenizer
 
         self.recipe = recipe
         self.output = output
         self.start = start
         self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self.tokenizer = AutoTokenizer.from_pretrained(minilm_path())
+        for length in (recipe.max_length, recipe.long_length):
+            check_max_length(length, AutoConfig.from_pretrained(minilm_path()))
         self.data = TrainingSet(
             recipe.docstrings, recipe.excerpts, recipe.mixtures, recipe.report_share, recipe.seed
         )
@@ -83,22 +89,44 @@ class Trainer:
         }
         self.encoders = Encoders(recipe, output, self.data, self.device)
         self.log: list[dict] = []
-        self._check_reports()
+        self._check_texts()
         found = {"reports": len(self.data.reports), "data": self.data.fingerprint()}
-        if start is not None:
-            if not (start / ADAPTER).exists():
-                raise ValueError(f"start is {start}: give the adapter folder of a training.")
-            found["start"] = file_sha256(start / ADAPTER)
+        found["start"] = self._check_start()
         claim_folder(output, asdict(recipe) | found)
 
-    def _check_reports(self) -> None:
-        asked = max(self.recipe.reports_per_step, self.recipe.tune_batch // 2)
-        if asked > len(self.data.reports):
+    def _check_texts(self) -> None:
+        recipe, data, half = self.recipe, self.data, self.recipe.tune_batch // 2
+        asked = max(recipe.reports_per_step, half)
+        if asked > len(data.reports):
             raise ValueError(
                 f"A step asks {asked} reports (reports_per_step, or half of tune_batch), but a "
-                f"report_share of {self.recipe.report_share:g} leaves {len(self.data.reports)}: "
+                f"report_share of {recipe.report_share:g} leaves {len(data.reports)}: "
                 "lower the first or raise the last."
             )
+        weaknesses = sum(document.startswith("CWE-") for document in data.ids)
+        for what, wanted, there in (
+            ("sentences", max(recipe.sentences_per_step, half), len(data.sentences)),
+            ("docstrings", recipe.docstrings_per_step(), len(data.summaries)),
+            ("documents (half of tune_batch)", half, weaknesses),
+        ):
+            if wanted > there:
+                raise ValueError(f"A step asks {wanted} {what}, but there are {there}: ask fewer.")
+
+    def _check_start(self) -> str | None:
+        """The sha256 of the adapter to begin from; ValueError if it is none for this recipe."""
+        if self.start is None:
+            return None
+        described = self.start / "adapter_config.json"
+        if not ((self.start / ADAPTER).exists() and described.exists()):
+            raise ValueError(f"start is {self.start}: give the adapter folder of a training.")
+        known = json.loads(described.read_text(encoding="utf-8"))
+        for name, key in (("rank", "r"), ("alpha", "lora_alpha")):
+            if known.get(key) != getattr(self.recipe, name):
+                raise ValueError(
+                    f"The adapter in {self.start} has {name} {known.get(key)}, the recipe "
+                    f"{getattr(self.recipe, name)}: give the {name} that it was trained with."
+                )
+        return file_sha256(self.start / ADAPTER)
 
     def run(self) -> None:
         """Both stages; leaves the adapter, the log and the merged model in the folder."""
@@ -117,30 +145,31 @@ class Trainer:
         """What the second stage begins with: the first tuned encoder, or the weights of `start`."""
         from peft import load_peft_weights, set_peft_model_state_dict
 
-        if self.start is None and self.recipe.encoder != "minilm":
-            raise ValueError(
-                f"With encoder {self.recipe.encoder} the teacher is no model that a reranker could "
-                "begin as: give start, the adapter folder of a training with minilm."
-            )
+        check_beginning(self.recipe, self.start)
         if self.start is None:
             return self.encoders.tuned()
         model = self.encoders.fresh_reranker()
         weights = load_peft_weights(str(self.start), device="cpu")
         try:
             odd = set_peft_model_state_dict(model, weights).unexpected_keys
+        except KeyError as error:  # peft looks for the head before anything else
+            odd = [str(error.args[0])]
         except RuntimeError as error:  # torch lists all weights of another shape
             odd = [str(error).splitlines()[-1].strip()]
         if odd:
             raise ValueError(
-                f"The adapter in {self.start} does not fit a model of rank {self.recipe.rank} "
-                f"({odd[0]}): give the rank that it was trained with."
+                f"The adapter in {self.start} does not fit this reranker ({odd[0]}): give that of "
+                "a training of `rerank_utils.training`."
             )
         return model
 
     def candidates(self, teacher: Teacher) -> list[Candidates]:
         """What each query is compared with; ValueError where that is too little for a group."""
         found = mine(self.data, teacher, self.recipe.mined_ranks, self.recipe.seed)
+        unasked = "docstring" if not self.recipe.docstrings_per_step() else None
         for query, one in zip(self.data.queries, found, strict=True):
+            if query.field == unasked:
+                continue
             there = one.mined | {"random": one.others}
             wanted = self._shares(query.field) | {"random": self.recipe.random_negatives}
             for kind, count in wanted.items():
@@ -229,11 +258,10 @@ class Trainer:
     def draw(self, rng: random.Random) -> list[int]:
         """The queries of a step."""
         recipe, data = self.recipe, self.data
-        summaries = recipe.queries_per_step - recipe.reports_per_step - recipe.sentences_per_step
         return [
             *rng.sample(data.reports, recipe.reports_per_step),
             *rng.sample(data.sentences, recipe.sentences_per_step),
-            *rng.sample(data.summaries, summaries),
+            *rng.sample(data.summaries, recipe.docstrings_per_step()),
         ]
 
     def group(
@@ -302,6 +330,15 @@ class Trainer:
         return state["step"]
 
 
+def check_beginning(recipe: Recipe, start: Path | None) -> None:
+    """ValueError if there is nothing that the second stage could begin as."""
+    if start is None and recipe.encoder != "minilm":
+        raise ValueError(
+            f"With encoder {recipe.encoder} the teacher is no model that a reranker could begin "
+            "as: give start, the adapter folder of a training with minilm."
+        )
+
+
 def main(arguments: list[str] | None = None) -> None:
     """The command line: one flag for each number of the recipe."""
     parser = argparse.ArgumentParser(description="Train the bundled reranker.")
@@ -321,7 +358,10 @@ def main(arguments: list[str] | None = None) -> None:
     embedder_only = values.pop("embedder_only")
     quiet_libraries()
     try:
-        trainer = Trainer(Recipe(**values), output, start)
+        recipe = Recipe(**values)
+        if not embedder_only:
+            check_beginning(recipe, start)  # before the folder is taken with what is wrong
+        trainer = Trainer(recipe, output, start)
         if embedder_only:
             print(f"Tuned: {trainer.encoders.write()}")
         else:
@@ -329,8 +369,10 @@ def main(arguments: list[str] | None = None) -> None:
     except KeyboardInterrupt:
         where = "begins this encoder anew" if embedder_only else "goes on from here"
         sys.exit(f"\nStopped. Run the same command again: it {where}.")
-    except (ValueError, OSError, ImportError, FloatingPointError) as error:
-        sys.exit(f"error: {error}")
+    except Exception as error:
+        if (told := sentence(error)) is None:
+            raise
+        sys.exit(f"error: {told}")
 
 
 if __name__ == "__main__":

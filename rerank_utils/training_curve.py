@@ -19,6 +19,7 @@ from typing import Any
 from .bundled import adapter_path, merge
 from .collection import Collection
 from .engines import has_bfloat16
+from .errors import sentence
 from .evaluation import evaluate
 from .files import write_whole
 from .hub import quiet_libraries
@@ -130,10 +131,13 @@ def main(arguments: list[str] | None = None) -> None:
     given = parser.parse_args(arguments)
     quiet_libraries()
     try:
+        given.output.parent.mkdir(parents=True, exist_ok=True)  # before the hours, not after them
         found = record(given.folder, given.shares, given.queries)
-    except (ValueError, OSError) as error:
-        sys.exit(f"error: {error}")
-    write_whole(json.dumps(found, indent=1) + "\n", given.output)
+        write_whole(json.dumps(found, indent=1) + "\n", given.output)
+    except Exception as error:
+        if (told := sentence(error)) is None:
+            raise
+        sys.exit(f"error: {told}")
     print(f"written: {given.output.name}")
 
 

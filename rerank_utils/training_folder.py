@@ -8,6 +8,7 @@ import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from math import inf
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -69,17 +70,17 @@ def check_steps(steps: int | None, epochs: float | None, batches: int) -> int:
     if (steps is None) == (epochs is None):
         raise ValueError("Give either steps or epochs, one of them.")
     total = steps if epochs is None else round(epochs * batches)
-    if total < 1:
-        raise ValueError(f"That makes {total} steps: train for at least one.")
-    return total
+    if total < 1 or total != int(total):
+        raise ValueError(f"That makes {total} steps: train for one or more, a whole number.")
+    return int(total)
 
 
 def check_pace(rate: float, warmup: float, save_every: int, log_every: int) -> None:
     """ValueError for what is out of its range."""
-    if min(rate, save_every, log_every) <= 0 or not 0 <= warmup <= 1:
+    if not (0 < rate < inf and save_every > 0 and log_every > 0 and 0 <= warmup <= 1):
         raise ValueError(
             f"rate is {rate}, save_every {save_every}, log_every {log_every} and warmup {warmup}: "
-            "the first three must be above 0, warmup from 0 to 1."
+            "the first three must be numbers above 0, warmup from 0 to 1."
         )
 
 
@@ -110,7 +111,8 @@ def can_half(device: str) -> bool:
     """Whether this is a GPU that computes in bfloat16."""
     import torch
 
-    return device.startswith("cuda") and torch.cuda.is_bf16_supported()
+    # older cards are said to support it too, by a slow detour
+    return device.startswith("cuda") and torch.cuda.is_bf16_supported(including_emulation=False)
 
 
 def half_is_quick(device: str) -> bool:

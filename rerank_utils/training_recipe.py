@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass
+from math import inf
 from pathlib import Path
 
 from .bundled import MAX_LENGTH
@@ -91,8 +92,9 @@ class Recipe:
         for name, value in asdict(self).items():
             if name == "encoder":
                 continue
-            if value < 0 or (value == 0 and name in ABOVE_ZERO):
-                raise ValueError(f"{name} is {value}: give a number above 0.")
+            if not 0 <= value < inf or (value == 0 and name in ABOVE_ZERO):
+                least = "above 0" if name in ABOVE_ZERO else "that is 0 or more"
+                raise ValueError(f"{name} is {value}: give a number {least}.")
             if name in SHARES and value > 1:
                 raise ValueError(f"{name} is {value}: give a share, 1 at most.")
         if 0 < self.piece_length < LEAST:
@@ -129,7 +131,7 @@ class Recipe:
                     f"mined_{made} is {getattr(self, f'mined_{made}')}, but {made} is 0: there are "
                     f"none to mine. Set mined_{made} to 0 too."
                 )
-        asked = self.queries_per_step - self.reports_per_step - self.sentences_per_step
+        asked = self.docstrings_per_step()
         needed = 1 + self.mined_ranks + self.random_negatives
         if asked < 0 or (asked and self.docstrings < needed):
             raise ValueError(
@@ -138,6 +140,10 @@ class Recipe:
                 f"{self.random_negatives} random ones, but docstrings is {self.docstrings}: give "
                 f"{needed} or more, or let queries_per_step be the sum of the other two."
             )
+
+    def docstrings_per_step(self) -> int:
+        """How many of the queries of a step are docstrings."""
+        return self.queries_per_step - self.reports_per_step - self.sentences_per_step
 
     @classmethod
     def of(cls, folder: Path) -> Recipe:

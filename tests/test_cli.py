@@ -169,6 +169,30 @@ def test_an_interrupt_says_how_to_go_on(in_empty_folder, monkeypatch, capsys):
     assert "goes on from here" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [("OutOfMemoryError", "memory is too small"), ("SafetensorError", "is the disk")],
+)
+def test_errors_of_libraries_are_told_in_a_sentence(
+    in_empty_folder, monkeypatch, capsys, name, said
+):
+    def failing(profile, **settings):
+        raise type(name, (RuntimeError,), {})("a long story")
+
+    monkeypatch.setattr("rerank_utils.pipeline.run_pipeline", failing)
+    assert main([]) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_a_mistake_of_the_code_is_shown_whole(in_empty_folder, monkeypatch):
+    def wrong(profile, **settings):
+        raise AttributeError("no such thing")
+
+    monkeypatch.setattr("rerank_utils.pipeline.run_pipeline", wrong)
+    with pytest.raises(AttributeError):
+        main([])
+
+
 def test_help_names_every_way_in(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "80")
     with pytest.raises(SystemExit):

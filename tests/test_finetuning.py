@@ -251,6 +251,8 @@ def test_a_loss_that_falls_is_not_warned_of():
         ({"query_length": 300, "passage_length": 300}, "window of 600 tokens.* 8 to 512"),
         ({"passage_length": 4}, "each must be at least 8"),
         ({"rate": 0.0}, "rate is 0.0"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"steps": 1.5}, "makes 1.5 steps"),
         ({"warmup": 2.0}, "warmup 2.0"),
         ({"dropout": 1.0}, "dropout is 1.0"),
         ({"dropout": -0.5}, "dropout is -0.5"),

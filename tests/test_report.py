@@ -206,6 +206,14 @@ def test_help_says_what_is_written_and_a_wrong_number_is_refused(capsys):
     assert stopped.value.code == 2 and "nowhere, which holds no model" in capsys.readouterr().err
 
 
+def test_the_page_is_looked_for_before_the_work(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("rerank_utils.report.make_report", None)
+    with pytest.raises(SystemExit) as stopped:
+        main([])
+    assert stopped.value.code == 2 and "run this at its top" in capsys.readouterr().err
+
+
 def test_a_tuned_model_of_another_kind_is_not_called_the_same(tmp_path):
     build_tiny("xlm-roberta-embedder", tmp_path)
     assert tuned_title(tmp_path).startswith("tuned: a model of type xlm-roberta, trained")

@@ -4,6 +4,7 @@ import gc
 import warnings
 import weakref
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -157,6 +158,37 @@ def small_memory(monkeypatch):
     monkeypatch.setattr(FirstTokenScorer, "forward", failing)
     monkeypatch.setattr(batching, "_budgets", type(batching._budgets)())
     return tried
+
+
+def test_a_full_disk_is_said_and_loses_no_later_score(tmp_path, monkeypatch):
+    cache = ScoreCache(tmp_path / "scores.txt")
+    pairs = [("query", str(number)) for number in range(4)]
+    cache.add(pairs[:1], np.ones(1))
+    whole = Path.open
+
+    class Short:
+        def __init__(self, stream):
+            self.stream = stream
+
+        def __enter__(self):
+            return self
+
+        def __exit__(self, *error):
+            self.stream.close()
+
+        def write(self, content):
+            return self.stream.write(content[: len(content) * 3 // 4])
+
+    def opened(path, *arguments, **settings):
+        return Short(whole(path, *arguments, **settings))
+
+    monkeypatch.setattr(Path, "open", opened)
+    with pytest.raises(OSError, match="make room on the disk"):
+        cache.add(pairs[1:3], np.ones(2))
+    monkeypatch.undo()
+    cache.add(pairs[3:], np.ones(1))
+    kept = ScoreCache(tmp_path / "scores.txt")
+    assert [pair in kept for pair in pairs] == [True, True, False, True]
 
 
 def test_out_of_memory_halves_the_batch_and_is_said_once(reranker, small_memory, tmp_path):

@@ -10,7 +10,7 @@ import pytest
 import torch
 from peft import get_peft_model_state_dict
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from scipy.special import log_softmax, rel_entr, softmax
 from transformers import AutoTokenizer, MPNetConfig, MPNetModel
 
@@ -499,17 +499,61 @@ def test_a_larger_encoder_teaches_a_reranker_trained_before(small_training, smal
 
 def test_a_reranker_cannot_begin_as_an_encoder_of_another_kind(small_training, tmp_path):
     with pytest.raises(ValueError, match="give start, the adapter folder"):
-        Trainer(replace(SMALL, encoder="mpnet"), tmp_path).run()
+        Trainer(replace(SMALL, encoder="mpnet"), tmp_path / "by_hand").run()
+    command = ["--output", str(tmp_path / "new"), *flags(SMALL), "--encoder", "mpnet"]
+    with pytest.raises(SystemExit, match="give start, the adapter folder"):
+        training.main(command)
+    assert not (tmp_path / "new").exists()  # so the same command with a start is not refused
 
 
 def test_a_start_of_another_rank_is_refused(small_training, tmp_path):
     model = Trainer(SMALL, tmp_path / "one").encoders.fresh()
     model.save_pretrained(tmp_path / "adapter")
-    trainer = Trainer(replace(SMALL, rank=4), tmp_path / "two", tmp_path / "adapter")
-    with pytest.raises(ValueError, match="does not fit a model of rank 4"):
-        trainer.beginning()
+    for name, number in (("rank", SMALL.rank + 2), ("alpha", SMALL.alpha * 2)):
+        with pytest.raises(
+            ValueError, match=f"has {name} {getattr(SMALL, name)}, the recipe {number}"
+        ):
+            Trainer(replace(SMALL, **{name: number}), tmp_path / "two", tmp_path / "adapter")
     with pytest.raises(ValueError, match=r"start is .*: give the adapter folder"):
-        Trainer(SMALL, tmp_path / "three", tmp_path)
+        Trainer(SMALL, tmp_path / "two", tmp_path)
+    assert not (tmp_path / "two").exists()
+
+
+def test_a_start_without_a_head_is_refused(small_training, tmp_path):
+    Trainer(SMALL, tmp_path / "one").encoders.fresh().save_pretrained(tmp_path / "adapter")
+    weights = load_file(tmp_path / "adapter" / ADAPTER)
+    encoder = {name: tensor for name, tensor in weights.items() if "lora" in name}
+    save_file(encoder, tmp_path / "adapter" / ADAPTER)
+    with pytest.raises(ValueError, match=r"does not fit this reranker \(.*pooler"):
+        Trainer(SMALL, tmp_path / "two", tmp_path / "adapter").beginning()
+
+
+def test_a_start_is_not_forgotten_when_a_training_resumes(small_training, tmp_path):
+    Trainer(SMALL, tmp_path / "one").encoders.fresh().save_pretrained(tmp_path / "adapter")
+    Trainer(SMALL, tmp_path / "two", tmp_path / "adapter")
+    with pytest.raises(ValueError, match=r"other arguments \(start "):
+        Trainer(SMALL, tmp_path / "two")
+
+
+@pytest.mark.parametrize(
+    ("changed", "said"),
+    [
+        ({"max_length": 600, "long_length": 600}, "reads from 8 to 512 tokens"),
+        ({"queries_per_step": 100, "docstrings": 90, "mined_ranks": 30}, "docstrings, but there"),
+        ({"tune_batch": 1100}, "half of tune_batch"),
+        ({"sentences_per_step": 4000, "queries_per_step": 5000}, "sentences, but there are"),
+    ],
+)
+def test_what_no_step_can_have_is_refused_at_once(small_training, tmp_path, changed, said):
+    with pytest.raises(ValueError, match=said):
+        Trainer(replace(SMALL, **changed), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("rate", [float("nan"), float("inf"), -1.0])
+def test_a_rate_is_a_number(rate):
+    with pytest.raises(ValueError, match=r"rate is .*: give a number above 0"):
+        Recipe(rate=rate)
 
 
 def test_pieces_take_the_place_of_long_documents(small_training):
