@@ -301,8 +301,9 @@ def _read_judgments(path: Path) -> Qrels:
             value = int(grade)
         except ValueError:
             raise ValueError(
-                f"{where}: expected query id, document id and a whole number separated by "
-                f"tabs, found {line[:60]!r}."
+                f"{where}: expected query id, document id and a whole number separated by tabs"
+                f"{', or the header query-id, corpus-id, score' * (number == 1)}, found "
+                f"{line[:60]!r}."
             ) from None
         if document in qrels.setdefault(query, {}):
             raise ValueError(

@@ -187,7 +187,8 @@ class PairEncoder:
             if room < 1:
                 raise ValueError(
                     f"The query {query[:60]!r} fills the window of {self.limit} tokens and leaves "
-                    "no room for its document: choose a larger max_length."
+                    "no room for its document: shorten it, or choose a larger max_length "
+                    "(a command takes --max-length with --reranker)."
                 )
             self._cut[1].add(document)
             second = self._shorten(second, room)

@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MAX_SHARED = 4
 """A sentence that stands under more weaknesses than this says little about any of them."""
 DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
-"""Packages whose docstrings are read; all are requirements, or part of Python."""
+"""Packages whose docstrings are read; requirements, what these bring along, or part of Python."""
 
 
 @dataclass(frozen=True)
@@ -143,9 +143,9 @@ def training_queries() -> list[TrainingQuery]:
     """Reports, then sentences from other fields of the catalogue, with what they are filed under.
 
     Nothing held out takes part: no report of dev or test, none that is linked to one of them
-    (see `cwe.linked_reports`), no sentence that also stands in such a field of a held-out weakness
-    or is a near duplicate of a dev or test report. A report that is filed on both sides, which no
-    split can hold, is asked with its weaknesses of the training side alone.
+    (see `cwe.linked_reports`), no sentence that also stands, letter for letter, in such a field of
+    a held-out weakness or is a near duplicate of a dev or test report. A report that is filed on
+    both sides, which no split can hold, is asked with its weaknesses of the training side alone.
     """
     weaknesses = read_catalogue()
     reports = collect_reports(weaknesses)
