@@ -169,9 +169,6 @@ def test_every_range_is_narrow_or_named(notebook, metric):
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_the_stored_check_is_that_of_today(path):
     """The ranges that a reader sees are those of the file, and no stored value sits at an edge."""
-    if path.stem == "06_performance":
-        assert "older than the bundled reranker" in cells_of(path, "markdown")[0].source
-        return
     (said,) = (
         output["text"]
         for cell in cells_of(path, "code")
