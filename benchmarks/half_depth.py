@@ -93,7 +93,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     profile = replace(OFFLINE, queries=given.queries, depth=DEPTH)
     window, source = profile.reranker_length, locate(given.reranker)
 
-    trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
+    try:
+        trainer, work = Trainer(Recipe.of(given.folder), given.folder), given.folder / "half_depth"
+    except (ValueError, OSError) as error:
+        parser.error(str(error))
     count = BATCH * max(given.steps, given.score_steps)
     lines = work / f"train-{count}.jsonl"
     if not lines.exists():

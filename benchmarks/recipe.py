@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import copy
-import json
 import random
 import re
 from collections.abc import Mapping, Sequence
@@ -35,7 +34,7 @@ from rerank_utils.teacher import Teacher
 from rerank_utils.training import Trainer
 from rerank_utils.training_curve import QUICK
 from rerank_utils.training_data import TrainingSet
-from rerank_utils.training_folder import saving
+from rerank_utils.training_folder import read_log, saving
 from rerank_utils.training_recipe import Recipe
 
 DEPTH = 50
@@ -171,7 +170,7 @@ def measure(model: Path, candidates: Run, collection: Collection) -> Evaluation:
 
 def row(name: str, folder: Path, found: Evaluation, first: Evaluation) -> dict[str, Any]:
     """A line of the table: the choice on dev, and how it differs from the first."""
-    last = json.loads((folder / "log.jsonl").read_text(encoding="utf-8").splitlines()[-1])
+    last = read_log(folder)[-1]
     line = {"choice": name, "divergence": last["distil"], "nDCG@10": found.mean("nDCG@10")}
     if found is first:
         return line
@@ -203,10 +202,10 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
     given = parser.parse_args(arguments)
     quiet_libraries()
-    trainer = Trainer(Recipe.of(given.folder), given.folder)
     try:
+        trainer = Trainer(Recipe.of(given.folder), given.folder)
         known = chosen(choices(trainer.recipe, trainer.data), given.only)
-    except ValueError as error:
+    except (ValueError, OSError) as error:
         parser.error(str(error))
     collection = OFFLINE.load().split("dev", given.queries)
     candidates = retrieve(replace(OFFLINE, queries=given.queries, depth=DEPTH), collection)

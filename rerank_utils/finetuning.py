@@ -6,7 +6,6 @@ mended in it). How a small model learns from a large one is in `distillation`.
 
 from __future__ import annotations
 
-import json
 import math
 import shutil
 import tempfile
@@ -30,6 +29,7 @@ from .training_folder import (
     claim_folder,
     identity,
     quiet,
+    read_log,
     training_device,
     write_model,
 )
@@ -168,18 +168,6 @@ def _check_head(found: str, base: str | Path) -> None:
 
     if read_architecture(found, base).endswith("ForSequenceClassification"):
         require_one_number(AutoConfig.from_pretrained(found), base)
-
-
-def read_log(output: str | Path) -> list[dict[str, float]]:
-    """The losses of a training: "step", "loss" and "rate", in order.
-
-    A loss is the mean over the steps since the last one, or since the training was resumed.
-
-    Args:
-        output: the folder that was given to `finetune`.
-    """
-    lines = (Path(output) / "log.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
 
 
 def _train(running: Any, output: Path) -> None:

@@ -29,6 +29,7 @@ from .profiles import OFFLINE
 from .reranking import load_reranker, rerank
 from .run import Run
 from .training import Trainer
+from .training_folder import read_log
 from .training_recipe import Recipe
 
 RECORD = "training_log.json"
@@ -106,7 +107,6 @@ def record(folder: Path, shares: list[float], queries: int | None = None) -> dic
     for share in sorted(shares):
         reports.append(tuned_quality(folder, share, collection))
         print(reports[-1], flush=True)
-    lines = (folder / "log.jsonl").read_text(encoding="utf-8").splitlines()
     return {
         "dev": {
             "queries": len(collection.queries),
@@ -114,7 +114,7 @@ def record(folder: Path, shares: list[float], queries: int | None = None) -> dic
             "window": OFFLINE.reranker_length,
             "dense": round(evaluate(candidates, collection.qrels).mean("nDCG@10"), 4),
         },
-        "losses": [json.loads(line) for line in lines],
+        "losses": read_log(folder),
         "steps": steps,
         "result": result,
         "reports": reports,

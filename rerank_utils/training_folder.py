@@ -155,6 +155,20 @@ def write_log(rows: Sequence[dict[str, float]], path: Path) -> None:
     write_whole("".join(json.dumps(row) + "\n" for row in rows), path)
 
 
+def read_log(output: str | Path) -> list[dict[str, float]]:
+    """The losses of a training: a dict for each line of its log, in order.
+
+    `finetune` writes "step", "loss" and "rate"; `rerank_utils.training` "step", "distil" and
+    "label". A loss is the mean over the steps since the last one, or since the training was
+    resumed.
+
+    Args:
+        output: the folder of the training.
+    """
+    lines = (Path(output) / "log.jsonl").read_text(encoding="utf-8").splitlines()
+    return [json.loads(line) for line in lines]
+
+
 def write_model(model: Any, tokenizer: Any, folder: Path, window: int) -> None:
     """Write into a fresh folder, then move: a folder called `model` is always whole."""
     fresh = folder.with_name("model.writing")
