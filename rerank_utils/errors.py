@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 MENDABLE = (ValueError, OSError, ImportError, KeyError, MemoryError, FloatingPointError)
 OUT_OF_MEMORY = (
     "The GPU's memory is too small for this model: take a smaller one, hide the GPU (set "
@@ -19,3 +23,14 @@ def sentence(error: Exception) -> str | None:
     if isinstance(error, KeyError):
         return str(error.args[0])
     return str(error) if isinstance(error, MENDABLE) else None
+
+
+@contextmanager
+def told() -> Iterator[None]:
+    """A command's work: an error that its user can mend ends it with a sentence, status 1."""
+    try:
+        yield
+    except Exception as error:
+        if (said := sentence(error)) is None:
+            raise
+        sys.exit(f"error: {said}")

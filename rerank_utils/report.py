@@ -18,7 +18,7 @@ import numpy as np
 
 from .bundled import minilm_path
 from .collection import Collection, Qrels
-from .errors import sentence
+from .errors import told
 from .evaluation import Comparison, answer_groups, compare, evaluate
 from .experiment import Experiment, Row, experiment, format_p
 from .files import write_whole
@@ -382,13 +382,10 @@ def main(arguments: list[str] | None = None) -> int:
         parser.error("The table goes into the project's README.md: run this at its top.")
     quiet_libraries()
     try:
-        report = make_report(replace(OFFLINE, queries=options.queries), tuned=options.tuned)
+        with told():
+            report = make_report(replace(OFFLINE, queries=options.queries), tuned=options.tuned)
     except KeyboardInterrupt:
         sys.exit("\nStopped. Run the same command again: it goes on from here.")
-    except Exception as error:
-        if (told := sentence(error)) is None:
-            raise
-        sys.exit(f"error: {told}")
     print(f"\n{report.table}\n")
     weights = ", ".join(f"{weight:g} ({name})" for name, weight in report.weights.items())
     print(f"chosen on dev: fusion {report.fusion}, weight of the reranker {weights}")

@@ -35,7 +35,7 @@ from .batching import check_max_length
 from .bundled import ADAPTER, file_sha256, merge, minilm_path, write_bundle
 from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
-from .errors import sentence
+from .errors import told
 from .hub import quiet_libraries
 from .pairs import PairEncoder, Reader
 from .teacher import Teacher
@@ -358,21 +358,18 @@ def main(arguments: list[str] | None = None) -> None:
     embedder_only = values.pop("embedder_only")
     quiet_libraries()
     try:
-        recipe = Recipe(**values)
-        if not embedder_only:
-            check_beginning(recipe, start)  # before the folder is taken with what is wrong
-        trainer = Trainer(recipe, output, start)
-        if embedder_only:
-            print(f"Tuned: {trainer.encoders.write()}")
-        else:
-            trainer.run()
+        with told():
+            recipe = Recipe(**values)
+            if not embedder_only:
+                check_beginning(recipe, start)  # before the folder is taken with what is wrong
+            trainer = Trainer(recipe, output, start)
+            if embedder_only:
+                print(f"Tuned: {trainer.encoders.write()}")
+            else:
+                trainer.run()
     except KeyboardInterrupt:
         where = "begins this encoder anew" if embedder_only else "goes on from here"
         sys.exit(f"\nStopped. Run the same command again: it {where}.")
-    except Exception as error:
-        if (told := sentence(error)) is None:
-            raise
-        sys.exit(f"error: {told}")
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -19,7 +18,7 @@ from typing import Any
 from .bundled import adapter_path, merge
 from .collection import Collection
 from .engines import has_bfloat16
-from .errors import sentence
+from .errors import told
 from .evaluation import evaluate
 from .files import write_whole
 from .hub import quiet_libraries
@@ -130,14 +129,10 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--output", type=Path, default=adapter_path() / RECORD)
     given = parser.parse_args(arguments)
     quiet_libraries()
-    try:
+    with told():
         given.output.parent.mkdir(parents=True, exist_ok=True)  # before the hours, not after them
         found = record(given.folder, given.shares, given.queries)
         write_whole(json.dumps(found, indent=1) + "\n", given.output)
-    except Exception as error:
-        if (told := sentence(error)) is None:
-            raise
-        sys.exit(f"error: {told}")
     print(f"written: {given.output.name}")
 
 
