@@ -133,6 +133,7 @@ def test_backend_and_dtype_are_passed_on_named_and_kept_apart(
         (["--dtype", "int8"], "backend='torch' has no dtype 'int8'"),
         (["--profile", "nonsense"], "Unknown profile 'nonsense': choose offline"),
         (["--collection", "nowhere"], "no folder 'nowhere'"),
+        (["--collection", ""], "no folder ''"),  # a variable that is not set
         (["--collection", "scifact"], "such as --profile beir:scifact"),  # not that of the hub
         (["--reranker", "packaged:cwe-reranker", "--max-length", "0"], "max_length is 0"),
         (["--profile", "offline", "--collection", "x"], "not both"),
