@@ -34,7 +34,7 @@ from rerank_utils.teacher import Teacher
 from rerank_utils.training import Trainer
 from rerank_utils.training_curve import QUICK
 from rerank_utils.training_data import TrainingSet
-from rerank_utils.training_folder import read_log, saving
+from rerank_utils.training_folder import read_log, write_model
 from rerank_utils.training_recipe import Recipe
 
 DEPTH = 50
@@ -115,15 +115,12 @@ def several_right(
 
     Those that hold the query word for word are left out: they show nothing but that.
     """
-    owned: dict[str, list[int]] = {}
-    for column, document in enumerate(data.ids):
-        if data.kind[column] in ("excerpt", "passage"):
-            for weakness in data.owners[document]:
-                owned.setdefault(weakness, []).append(column)
+    owned, kinds = data.columns_of(), ("excerpt", "passage")
     texts, found = list(data.documents.values()), []
     for place, (query, one) in enumerate(zip(data.queries, candidates, strict=True)):
         columns = {column for weakness in query.positives for column in owned.get(weakness, ())}
-        fine = np.array([c for c in sorted(columns) if query.text not in texts[c]], dtype=int)
+        good = [c for c in sorted(columns) if data.kind[c] in kinds and query.text not in texts[c]]
+        fine = np.array(good, dtype=int)
         scores = teacher.scores([place])[0][fine]
         found.append(SeveralRight(**vars(one), also=Scored(fine, scores), count=count))
     return found
@@ -152,10 +149,7 @@ def train(trainer: Trainer, choice: Choice, pairs: int, folder: Path) -> Path:
         if choice.also_right:
             candidates = several_right(own.data, teacher, candidates, choice.also_right)
         own.train(model, candidates)
-        with saving(merged, "The model"):
-            model.merge_and_unload().save_pretrained(folder / "unfinished")
-            own.tokenizer.save_pretrained(folder / "unfinished")
-            (folder / "unfinished").rename(merged)
+        write_model(model.merge_and_unload(), own.tokenizer, merged)
     return merged
 
 

@@ -98,9 +98,7 @@ def half_depth(source: str | Path, output: str | Path, layers: Sequence[int] | N
     with quiet():
         model, tokenizer = _open(source)
         cut(model, layers)
-        model.save_pretrained(output)
-        tokenizer.save_pretrained(output)
-    return Path(output)
+        return write_model(model, tokenizer, output)
 
 
 def _open(source: str | Path, **options: Any) -> tuple[PreTrainedModel, PreTrainedTokenizerBase]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import os
+import shutil
 import zlib
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -79,3 +80,24 @@ def replacing(path: Path) -> Iterator[Path]:
     finally:
         with suppress(OSError):  # it is gone, or there was never a place for it
             fresh.unlink()
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A fresh folder beside `folder` to write to; its files move there at the end.
+
+    So an interrupt or a full disk leaves what stood there before, and no half model.
+    """
+    folder = folder.resolve()
+    fresh = folder.with_name(f"{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(fresh, ignore_errors=True)
+    try:
+        fresh.mkdir(parents=True)
+        yield fresh
+        if folder.exists():
+            for file in fresh.iterdir():
+                file.replace(folder / file.name)
+        else:
+            fresh.replace(folder)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)

@@ -238,7 +238,5 @@ def fresh_reranker(encoder: str | Path, output: str | Path, max_length: int = 51
         torch.random.default_generator.manual_seed(0)
         model = untrained_reranker(found)
         check_max_length(max_length, model.config)
-        model.save_pretrained(output)
         tokenizer = AutoTokenizer.from_pretrained(found, model_max_length=max_length)
-        tokenizer.save_pretrained(output)
-    return Path(output)
+        return write_model(model, tokenizer, output)

@@ -48,11 +48,21 @@ if TYPE_CHECKING:
     from peft import PeftModel
 
 
-QUERIES_AT_ONCE = {"cpu": 4, "cuda": 40}
-"""Of a step: what a backward pass keeps in memory, some GB on a CPU with groups of 24;
-a GPU was seen to need 9 GB for 20."""
+PAIRS_AT_ONCE = {"cpu": 96, "cuda": 960}
+"""Of a step, at most: a backward pass keeps all of a part in memory, some GB on a CPU."""
+PAIR_MEMORY = 25e6
+"""Bytes of a GPU for a pair in bfloat16, with room to spare: 9 GB were seen for 480."""
 Score = Callable[..., torch.Tensor]
 """From the inputs of a model, (rows, tokens), to (rows,) logits."""
+
+
+def pairs_at_once(device: torch.device) -> int:
+    """How many pairs of a step to run together; on a GPU as many as its free memory holds."""
+    most = PAIRS_AT_ONCE[device.type]
+    if device.type == "cpu":
+        return most
+    free, _ = torch.cuda.mem_get_info(device)
+    return min(most, int(free / PAIR_MEMORY / (1 if half_is_quick(device.type) else 2)))
 
 
 class Trainer:
@@ -89,6 +99,7 @@ class Trainer:
         }
         self.encoders = Encoders(recipe, output, self.data, self.device)
         self.log: list[dict] = []
+        self.pairs_at_once = pairs_at_once(self.device)  # asked before the memory fills
         self._check_texts()
         found = {"reports": len(self.data.reports), "data": self.data.fingerprint()}
         found["start"] = self._check_start()
@@ -224,7 +235,7 @@ class Trainer:
         seen = []
 
         def losses() -> Iterator[torch.Tensor]:
-            size = QUERIES_AT_ONCE[self.device.type]
+            size = max(1, self.pairs_at_once // recipe.group)
             with scorer.step() as score:
                 for start in range(0, len(batch), size):
                     part = slice(start, start + size)

@@ -42,6 +42,8 @@ MAX_SHARED = 4
 """A sentence that stands under more weaknesses than this says little about any of them."""
 DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
 """Packages whose docstrings are read; requirements, what these bring along, or part of Python."""
+SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
+"""No colon, as `pieces.split_sentences` has it: "For example:" is no query."""
 
 
 @dataclass(frozen=True)
@@ -114,6 +116,14 @@ class TrainingSet:
         self.ids = list(self.documents)
         self.column = {document: i for i, document in enumerate(self.ids)}
         self.kind = np.array([document.split("-")[0] for document in self.ids])
+
+    def columns_of(self) -> dict[str, list[int]]:
+        """Weakness, or docstring -> the columns of its documents."""
+        columns: dict[str, list[int]] = defaultdict(list)
+        for column, document in enumerate(self.ids):
+            for owner in self.owners[document]:
+                columns[owner].append(column)
+        return dict(columns)
 
     def cut(self, length: int, tokenizer: PreTrainedTokenizerBase) -> None:
         """Put pieces in place of the documents that are longer than so many tokens.
@@ -189,7 +199,7 @@ def _sentences(weaknesses: list[Weakness]) -> dict[str, tuple[set[str], str]]:
         for field, passages in weakness.passages.items():
             least = 2 if field in ("taxonomy names", "alternate terms") else 5
             for passage in passages:
-                for sentence in re.split(r"(?<=[.!?])\s+", clean_report(passage)):
+                for sentence in SENTENCE_END.split(clean_report(passage)):
                     if least <= len(sentence.split()) <= 45:
                         owners[sentence].add(weakness.id)
                         fields.setdefault(sentence, field)
@@ -248,7 +258,7 @@ def _mixtures(
     sentences = [
         (sentence, owners[key])
         for key, text in documents.items()
-        for sentence in re.split(r"(?<=[.!?])\s+", text)
+        for sentence in SENTENCE_END.split(text)
         if len(sentence.split()) >= 4
     ]
     made: list[Made] = []

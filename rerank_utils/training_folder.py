@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -15,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from .batching import best_device, check_max_length, find_device
 from .bundled import file_sha256
 from .engines import has_bfloat16
-from .files import write_whole
+from .files import replacing_folder, write_whole
 from .hub import quiet_libraries
 
 if TYPE_CHECKING:
@@ -169,23 +168,34 @@ def read_log(output: str | Path) -> list[dict[str, float]]:
     return [json.loads(line) for line in lines]
 
 
-def write_model(model: Any, tokenizer: Any, folder: Path, window: int) -> None:
-    """Write into a fresh folder, then move: a folder called `model` is always whole."""
-    fresh = folder.with_name("model.writing")
-    shutil.rmtree(fresh, ignore_errors=True)
+def write_model(model: Any, tokenizer: Any, folder: str | Path, window: int | None = None) -> Path:
+    """Write a model, whole or not at all: an interrupt or a full disk leaves no half of it.
+
+    Args:
+        model: of transformers.
+        tokenizer: its tokenizer.
+        folder: where.
+        window: tokens of a pair that the tokenizer must allow; None leaves it as it is.
+
+    Returns:
+        `folder`.
+
+    Raises:
+        OSError: it cannot be written.
+    """
+    folder = Path(folder)
+    if window is not None:
+        _widen(tokenizer, window)
+    with saving(folder, "The model"), replacing_folder(folder) as fresh:
+        model.save_pretrained(fresh)
+        tokenizer.save_pretrained(fresh)
+    return folder
+
+
+def _widen(tokenizer: Any, window: int) -> None:
     if tokenizer.model_max_length > 1_000_000:  # what transformers says where nobody has set it
         tokenizer.model_max_length = window
     tokenizer.model_max_length = max(window, tokenizer.model_max_length)
-    try:
-        model.save_pretrained(fresh)
-        tokenizer.save_pretrained(fresh)
-        fresh.replace(folder)
-    except Exception as error:
-        shutil.rmtree(fresh, ignore_errors=True)
-        raise OSError(
-            f"The model could not be written to {folder} ({error}); the last checkpoint is kept. "
-            "Make room on the disk and call again with the same arguments."
-        ) from error
 
 
 @contextmanager

@@ -8,6 +8,7 @@ from transformers import (
     AutoModelForSequenceClassification,
     AutoTokenizer,
     BertForSequenceClassification,
+    PreTrainedTokenizerBase,
 )
 
 from rerank_utils import matching
@@ -96,6 +97,27 @@ def test_half_depth_keeps_every_second_layer_and_the_last(tmp_path):
         half_depth(deep, tmp_path / "no", [3, 1])
     with pytest.raises(ValueError, match="the source itself"):
         half_depth(deep, deep)
+
+
+def test_half_a_model_is_never_left(tmp_path, monkeypatch):
+    deep = build_tiny("bert-reranker", tmp_path / "deep", num_hidden_layers=4)
+    kept = half_depth(deep, tmp_path / "half")
+    (kept / "notes.txt").write_text("mine")
+    before = weights(kept)
+
+    def interrupted(self, folder, **rest):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:  # the weights are written before the tokenizer
+        patch.setattr(PreTrainedTokenizerBase, "save_pretrained", interrupted)
+        for folder in (kept, tmp_path / "new"):
+            with pytest.raises(KeyboardInterrupt):
+                half_depth(deep, folder, [0])
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["deep", "half"]
+    assert weights(kept).keys() == before.keys()
+    half_depth(deep, kept, [0])
+    assert weights(kept).keys() < before.keys()
+    assert (kept / "notes.txt").read_text() == "mine"
 
 
 @pytest.fixture(scope="module")
@@ -262,7 +284,7 @@ def test_what_was_trained_is_not_lost_when_the_model_cannot_be_written(
 
     with monkeypatch.context() as patch:
         patch.setattr(BertForSequenceClassification, "save_pretrained", full)
-        with pytest.raises(OSError, match=r"could not be written .* the last checkpoint is kept"):
+        with pytest.raises(OSError, match=r"could not be saved .* if anything, is kept"):
             train()
     monkeypatch.setattr(matching.Matching, "_step", None)  # nothing is trained twice
     assert train().exists()

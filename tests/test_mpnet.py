@@ -1,6 +1,8 @@
 """The larger encoder is put together from the parts that packages carry."""
 
 import hashlib
+import re
+from pathlib import Path
 from types import SimpleNamespace
 from zipfile import ZipFile
 
@@ -74,3 +76,9 @@ def test_damaged_parts_and_other_weights_are_refused(packages, monkeypatch):
     with pytest.raises(ValueError, match="make no whole model"):
         mpnet.mpnet_path()
     assert not list(mpnet.cache_folder().iterdir())
+
+
+def test_make_installs_the_packages_that_are_read():
+    makefile = (Path(__file__).parent.parent / "Makefile").read_text(encoding="utf-8")
+    numbers, name = re.search(r"foreach part,([\d ]+),(\S+?)\$\(part\)", makefile).groups()
+    assert tuple(f"{name}{number}" for number in numbers.split()) == mpnet.PACKAGES

@@ -29,7 +29,7 @@ from rerank_utils.cwe import collect_reports, held_out, near_duplicates, read_ca
 from rerank_utils.embedding import embed_documents, load_embedder
 from rerank_utils.lexical import search_bm25
 from rerank_utils.pieces import cut_into_pieces
-from rerank_utils.training import Trainer
+from rerank_utils.training import Trainer, pairs_at_once
 from rerank_utils.training_data import training_documents
 from rerank_utils.training_recipe import Recipe
 
@@ -191,6 +191,7 @@ def test_a_step_has_the_stated_loss(small_training, tmp_path):
     nine = {"queries_per_step": 9, "reports_per_step": 3, "sentences_per_step": 3}  # in parts
     shares = {"distil_only": 0.5, "label_weight": 0.25, "long_share": 0.0}
     trainer = Trainer(replace(SMALL, **nine, **shares), tmp_path)
+    trainer.pairs_at_once = 4 * SMALL.group
     model = trainer.encoders.tuned()
     candidates = trainer.candidates(trainer.encoders.teacher())
     model.eval()
@@ -603,3 +604,13 @@ def test_unknown_encoders_and_pieces_without_room_are_refused():
         replace(SMALL, encoder="bert")
     with pytest.raises(ValueError, match="piece_length is 8: give 16 or more, or 0"):
         replace(SMALL, piece_length=8)
+
+
+@pytest.mark.parametrize(
+    ("free", "half", "pairs"), [(80e9, True, 960), (6e9, True, 240), (6e9, False, 120)]
+)
+def test_a_small_gpu_takes_fewer_pairs_at_once(monkeypatch, free, half, pairs):
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
+    monkeypatch.setattr("rerank_utils.training.half_is_quick", lambda device: half)
+    assert pairs_at_once(torch.device("cuda")) == pairs
+    assert pairs_at_once(torch.device("cpu")) == 96
