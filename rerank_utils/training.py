@@ -36,6 +36,7 @@ from .bundled import ADAPTER, file_sha256, merge, minilm_path, write_bundle
 from .candidates import Candidates, mine
 from .descent import Descent, in_order, length_parts
 from .errors import told
+from .files import replacing_folder
 from .hub import quiet_libraries
 from .pairs import PairEncoder, Reader
 from .teacher import Teacher
@@ -149,7 +150,8 @@ class Trainer:
         with saving(self.output, "The model"):
             model.save_pretrained(self.output / "adapter")
             write_bundle(self.output / "adapter", self.output / "bundle")
-            merge(self.output / "bundle", self.output / "merged")
+            with replacing_folder(self.output / "merged") as fresh:
+                merge(self.output / "bundle", fresh)
         print(f"Trained in {time.time() - started:.0f} s (this run): {self.output / 'merged'}")
 
     def beginning(self) -> PeftModel:

@@ -66,6 +66,7 @@ ROOMS = {
         "batching",
         "descent",
         "errors",
+        "files",
         "hub",
         "pairs",
         "teacher",
