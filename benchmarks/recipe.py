@@ -115,7 +115,7 @@ def several_right(
 
     Those that hold the query word for word are left out: they show nothing but that.
     """
-    owned, kinds = data.columns_of(), ("excerpt", "passage")
+    owned, kinds = data.columns_by_owner(), ("excerpt", "passage")
     texts, found = list(data.documents.values()), []
     for place, (query, one) in enumerate(zip(data.queries, candidates, strict=True)):
         columns = {column for weakness in query.positives for column in owned.get(weakness, ())}

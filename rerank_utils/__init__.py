@@ -18,7 +18,7 @@ your own:   `mining` finds hard negatives in a Run, `finetuning` trains a rerank
             scores alike, layer by layer with `matching`. All keep a `training_folder`.
 the whole:  `profiles` names set-ups, `pipeline` strings the stages together, `report` makes the
             table of the README, `checks` holds numbers to their ranges.
-tools:      `files` reads lines and writes whole files, `errors` says what a command tells, `hub`
+tools:      `files` reads lines and writes all whole, `errors` says what a command tells, `hub`
             finds models and data, by `download` if need be, `opening` looks at a model before it is
             loaded, `batching` serves embedding and reranking; `pairs`, `encoder`, `engines` and
             `score_cache` make reranking quick, `llm` that of language models; `pieces` cuts what is

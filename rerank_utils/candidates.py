@@ -72,7 +72,7 @@ def mine(data: TrainingSet, teacher: Teacher, ranks: int, seed: int) -> list[Can
     """
     rng = np.random.default_rng(seed)
     of_kind = {kind: np.flatnonzero(data.kind == kind) for kind in sorted(set(data.kind))}
-    owned = data.columns_of()
+    owned = data.columns_by_owner()
     found = []
     with tqdm(total=len(data.queries), desc="mine") as bar:
         for start in range(0, len(data.queries), CHUNK):

@@ -90,6 +90,7 @@ def half_depth(source: str | Path, output: str | Path, layers: Sequence[int] | N
         ValueError: layers that the model does not have, a model of another kind, or one that is
             no reranker.
         FileNotFoundError, ConnectionError: see `hub.find_model`.
+        OSError: it cannot be written; what stood there before is kept.
     """
     from .matching import cut
 

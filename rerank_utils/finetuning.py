@@ -224,6 +224,7 @@ def fresh_reranker(encoder: str | Path, output: str | Path, max_length: int = 51
     Raises:
         ValueError: the model has a head already, or cannot read so many tokens; or output is the
             encoder itself.
+        OSError: it cannot be written; what stood there before is kept.
     """
     import torch
     from transformers import AutoTokenizer

@@ -51,8 +51,8 @@ if TYPE_CHECKING:
 
 PAIRS_AT_ONCE = {"cpu": 96, "cuda": 960}
 """Of a step, at most: a backward pass keeps all of a part in memory, some GB on a CPU."""
-PAIR_MEMORY = 25e6
-"""Bytes of a GPU for a pair in bfloat16, with room to spare: 9 GB were seen for 480."""
+PAIR_MEMORY = 45e6
+"""Bytes of a GPU for a pair in bfloat16: 9 GB were seen for 480, doubled for longer pairs."""
 Score = Callable[..., torch.Tensor]
 """From the inputs of a model, (rows, tokens), to (rows,) logits."""
 

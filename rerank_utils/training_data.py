@@ -43,7 +43,7 @@ MAX_SHARED = 4
 DOCUMENTED = ("numpy", "scipy", "sklearn", "pandas", "torch", "matplotlib", "http", "urllib")
 """Packages whose docstrings are read; requirements, what these bring along, or part of Python."""
 SENTENCE_END = re.compile(r"(?<=[.!?])\s+")
-"""No colon, as `pieces.split_sentences` has it: "For example:" is no query."""
+"""Not at a colon, where `pieces.split_sentences` cuts too: "For example:" is no query."""
 
 
 @dataclass(frozen=True)
@@ -117,7 +117,7 @@ class TrainingSet:
         self.column = {document: i for i, document in enumerate(self.ids)}
         self.kind = np.array([document.split("-")[0] for document in self.ids])
 
-    def columns_of(self) -> dict[str, list[int]]:
+    def columns_by_owner(self) -> dict[str, list[int]]:
         """Weakness, or docstring -> the columns of its documents."""
         columns: dict[str, list[int]] = defaultdict(list)
         for column, document in enumerate(self.ids):

@@ -607,7 +607,7 @@ def test_unknown_encoders_and_pieces_without_room_are_refused():
 
 
 @pytest.mark.parametrize(
-    ("free", "half", "pairs"), [(80e9, True, 960), (6e9, True, 240), (6e9, False, 120)]
+    ("free", "half", "pairs"), [(80e9, True, 960), (6e9, True, 133), (6e9, False, 66)]
 )
 def test_a_small_gpu_takes_fewer_pairs_at_once(monkeypatch, free, half, pairs):
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free, 80e9))
