@@ -10,7 +10,7 @@ import argparse
 import itertools
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -43,9 +43,12 @@ SHARES = [
     if first + second < 10
 ]
 """Weights of BM25, dense and the reranker that dev chooses among."""
+Splits = tuple[Run, Run]
+"""A run on dev and the same on test."""
 WAYS = {"": False, " in pieces": True}
 """How long documents are reranked: cut at the window, or piece by piece."""
 DENSE = "dense (MiniLM, FAISS flat)"
+KEPT = "dense, top {} by tuned and reranker in pieces"
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
@@ -68,8 +71,7 @@ class Report:
         test: the plain pipeline on test: dense, then reranked.
         table: every pipeline against dense.
         fusion: key of `FUSIONS`, chosen on dev.
-        weights: of the reranker in the mix with dense, hybrid and tuned, each in both `WAYS`,
-            chosen on dev.
+        weights: of the reranker in each mix of two, see `pairs_to_mix`, chosen on dev.
         shares: of BM25, dense or tuned, and the reranker in the mix of all three, chosen on dev.
         dev: what each choice gave on dev.
     """
@@ -205,12 +207,16 @@ def make_report(
     }
     by_shares = {name: choose_shares(runs, qrels) for name, (runs, _) in three.items()}
     shares = {name: found for name, (found, _) in by_shares.items()}
+    pairs = pairs_to_mix(first_stages, reranked, depth)
     by_weight = {
-        name + way: choose_weight(run, reranked[name + way][0], qrels, depth)
-        for way in WAYS
-        for name, (run, _) in first_stages.items()
+        name: choose_weight(first[0], second[0], qrels, depth)
+        for name, (first, second) in pairs.items()
     }
     weights = {name: weight for name, (weight, _) in by_weight.items()}
+    mixed = {
+        name: f"{name} mixed ({weight:g} reranker, chosen on dev)"
+        for name, weight in weights.items()
+    }
     runs = {
         "BM25": bm25,
         DENSE: test.first_stage,
@@ -225,13 +231,10 @@ def make_report(
         for way in WAYS
         for name in first_stages
     }
-    mixed = {}
-    for way in WAYS:
-        for name, (_, run) in first_stages.items():
-            weight = weights[name + way]
-            title = f"{name} and reranker{way} mixed ({weight:g} reranker, chosen on dev)"
-            runs[title] = interpolate(run, reranked[name + way][1], weight, depth)
-            mixed[name + way] = title
+    runs |= {
+        mixed[name]: interpolate(first[1], second[1], weights[name], depth)
+        for name, (first, second) in pairs.items()
+    }
     for name, (_, parts) in three.items():
         weighed = " : ".join(f"{share:g}" for share in shares[name])
         title = f"BM25, {name} and reranker mixed ({weighed}, chosen on dev)"
@@ -257,11 +260,40 @@ def make_report(
     groups = answer_groups(test.collection.qrels)
     table = experiment(runs, test.collection.qrels, baseline=DENSE, groups=groups)
     cut, whole = (f"dense, top {depth} reranked{way}" for way in WAYS)
-    pairs = [(cut, whole)]
+    beside = [(cut, whole)]
     if tuned is not None:
-        pairs += [(cut, tuned_row), (tuned_row, mixed["tuned"])]
-    table = replace(table, notes=[*table.notes, _beside(table, pairs, groups)])
+        beside += [(cut, tuned_row), (tuned_row, mixed["tuned and reranker"])]
+        beside += [(whole, mixed[KEPT.format(depth)])]
+    table = replace(table, notes=[*table.notes, _beside(table, beside, groups)])
     return Report(test, table, fusion, weights, shares, chosen)
+
+
+def pairs_to_mix(
+    first_stages: Mapping[str, Splits], reranked: Mapping[str, Splits], depth: int
+) -> dict[str, tuple[Splits, Splits]]:
+    """What each mix with the reranker is made of, by the beginning of its row.
+
+    It is a first stage and what the reranker made of it. For an index that has to stay as it is,
+    the tuned embedder also scores what dense has found, beside the reranker.
+
+    Args:
+        first_stages: dense, hybrid and perhaps tuned, which holds all documents.
+        reranked: each of them in both `WAYS`.
+        depth: candidates a query.
+    """
+    pairs = {
+        f"{name} and reranker{way}": (runs, reranked[name + way])
+        for way in WAYS
+        for name, runs in first_stages.items()
+    }
+    if "tuned" in first_stages:
+        kept = tuple(
+            among(found, scored, depth)
+            for found, scored in zip(first_stages["dense"], first_stages["tuned"], strict=True)
+        )
+        *_, way = WAYS
+        pairs[KEPT.format(depth)] = kept, reranked["dense" + way]
+    return pairs
 
 
 def _bm25(collection: Collection) -> Run:
@@ -274,6 +306,7 @@ def _tuned(folder: Path, found: Result, artifacts: Path) -> Run:
 
     length = AutoTokenizer.from_pretrained(folder).model_max_length
     embedder = {"embedder": str(folder), "pooling": "mean", "embedder_length": length}
+    embedder["depth"] = len(found.collection.documents)  # it scores what others found, too
     with noted([]):  # it reads fewer tokens than MiniLM as it comes, whose cut texts are counted
         return retrieve(replace(found.profile, **embedder), found.collection, artifacts)
 
