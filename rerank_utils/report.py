@@ -55,7 +55,7 @@ DESCRIPTION = """\
 Evaluate every pipeline of the course on the full test split: BM25, dense and hybrid retrieval, each
 of them reranked; dense and hybrid mixed with the reranker; and all three mixed. Long documents are
 reranked cut off, and in pieces. With --tuned an embedder that was tuned on the training side stands
-beside them. All choices are made on dev.
+beside them, and scores what dense has found. All choices are made on dev.
 
 The table goes between the markers in README.md, the figure to notebooks/before_after.png, all
 numbers to artifacts/offline/evaluation.json. Call it at the top of the project. Scores of pairs are
