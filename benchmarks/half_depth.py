@@ -85,6 +85,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--student", help="of an earlier teacher, to go on from")
     parser.add_argument("--steps", type=int, default=2200)
     parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument(
+        "--layer-share",
+        type=float,
+        default=1.0,
+        help="of the steps, the first ones, that follow the layers beside the scores",
+    )
     parser.add_argument("--score-steps", type=int, default=0, help="of learning scores alone")
     parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
     parser.add_argument("--rounds", type=int, default=1, help="of the comparison")
@@ -110,6 +116,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
             work / "layers",
             student=given.student,
             steps=given.steps,
+            layer_share=given.layer_share,
             rate=given.rate,
             batch=BATCH,
             max_length=window,
@@ -150,7 +157,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         for name, timing in timings.items()
     ]
     facts = {"queries": len(collection.queries), "depth": DEPTH, "max length": window}
-    trained = {"steps": given.steps, "rate": given.rate, "steps on scores": given.score_steps}
+    trained = {"steps": given.steps, "rate": given.rate, "layer share": given.layer_share}
+    trained |= {"steps on scores": given.score_steps}
     write("half_depth", facts | trained, rows)
 
 

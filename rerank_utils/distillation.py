@@ -122,6 +122,7 @@ def match_layers(
     student: str | Path | None = None,
     steps: int | None = None,
     epochs: float | None = None,
+    layer_share: float = 1.0,
     rate: float = 3e-4,
     batch: int = 4,
     max_length: int = 512,
@@ -158,6 +159,9 @@ def match_layers(
         student: folder or hub name of what to begin with in place of the teacher's own layers: a
             student of an earlier teacher follows the next one sooner.
         steps, epochs: how long; give one of them. A step is one batch.
+        layer_share: share of the steps in which the layers count, the first ones; in the others
+            the scores alone do. A student whose layers stand near its teacher's ranks better when
+            it may leave them.
         rate: the highest learning rate.
         batch: lines a step.
         max_length: the window, in tokens, special tokens included.
@@ -183,12 +187,15 @@ def match_layers(
 
     output, train_file = Path(output), Path(train_file)
     device = training_device(device)
+    if not 0 <= layer_share <= 1:
+        raise ValueError(f"layer_share is {layer_share}: give a share, from 0 to 1.")
     groups = read_jsonl(train_file)
     check_file(groups, train_file, batch, group=2, distil=False)
     check_pace(rate, warmup, save_every, log_every)
     settings = {
         "layers": None if layers is None else list(layers),
         "steps": check_steps(steps, epochs, len(groups) // batch),
+        "layer_share": layer_share,
         "rate": rate,
         "batch": batch,
         "max_length": max_length,

@@ -116,7 +116,8 @@ class Matching:
         try:
             with tqdm(range(first, steps), initial=first, total=steps, desc="train") as bar:
                 for step in bar:
-                    losses.append(self._step(self._batch(groups, step)))
+                    follow = step < self.settings["layer_share"] * steps
+                    losses.append(self._step(self._batch(groups, step), follow))
                     if (step + 1) % log_every == 0 or step + 1 == steps:
                         mean = sum(losses) / len(losses)
                         losses.clear()
@@ -140,13 +141,16 @@ class Matching:
         random.Random(f"{self.settings['seed']} {turn}").shuffle(order)
         return [groups[i] for i in order[place * size : (place + 1) * size]]
 
-    def _step(self, batch: Sequence[Group]) -> float:
-        loss = self.loss(batch)
+    def _step(self, batch: Sequence[Group], follow: bool) -> float:
+        loss = self.loss(batch, follow)
         self.descent.step([loss])
         return loss.item()
 
-    def loss(self, batch: Sequence[Group]) -> torch.Tensor:
-        """How far the student is from its teacher on these groups: see `match_layers`."""
+    def loss(self, batch: Sequence[Group], follow: bool = True) -> torch.Tensor:
+        """How far the student is from its teacher on these groups: see `match_layers`.
+
+        `follow` says whether the layers count, beside the scores.
+        """
         texts = [[*group.pos, *group.neg] for group in batch]
         pairs = [
             (group.query, text) for group, line in zip(batch, texts, strict=True) for text in line
@@ -159,8 +163,9 @@ class Matching:
                 with torch.no_grad():
                     large, wanted = _read(self.teacher, inputs)
                 small, logits = _read(self.student, inputs)
-                read = inputs["attention_mask"].bool()
-                apart = apart + len(place) / len(pairs) * self._distance(small, large, read)
+                if follow:
+                    read = inputs["attention_mask"].bool()
+                    apart = apart + len(place) / len(pairs) * self._distance(small, large, read)
                 ours.append(logits.float())
                 theirs.append(wanted.float())
                 places.append(place)

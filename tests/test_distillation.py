@@ -185,8 +185,24 @@ def test_the_matching_loss_is_what_is_documented(deep, groups, monkeypatch, know
     ours, theirs = np.array(logits).T.reshape(2, 2, 3)
     aim = softmax(theirs, axis=1)
     divergence = (aim * (np.log(aim) - log_softmax(ours, axis=1))).sum() / 2
-    expected = apart + divergence + 0.1 * np.square(ours - theirs).mean()
-    assert found.loss(few).item() == pytest.approx(expected, rel=1e-4)
+    alone = divergence + 0.1 * np.square(ours - theirs).mean()
+    assert found.loss(few).item() == pytest.approx(apart + alone, rel=1e-4)
+    assert found.loss(few, follow=False).item() == pytest.approx(alone, rel=1e-4)
+
+
+@pytest.mark.parametrize(("share", "expected"), [(0.5, [1, 1, 0, 0]), (0, [0] * 4), (1, [1] * 4)])
+def test_the_layers_count_in_the_first_steps(
+    deep, train_file, tmp_path, monkeypatch, share, expected
+):
+    follows, loss = [], matching.Matching.loss
+
+    def noted(self, batch, follow):
+        follows.append(follow)
+        return loss(self, batch, follow)
+
+    monkeypatch.setattr(matching.Matching, "loss", noted)
+    match_layers(deep, train_file, tmp_path / "out", **MATCH, steps=4, layer_share=share)
+    assert follows == expected
 
 
 def test_a_student_with_all_layers_has_nothing_to_learn(deep, groups):
@@ -234,10 +250,10 @@ def test_an_interrupted_matching_resumes_exactly(deep, train_file, tmp_path, mon
 
     whole, step = train("whole"), matching.Matching._step
 
-    def interrupted(self, batch):
+    def interrupted(self, *given):
         if self.descent.schedule.last_epoch == 4:
             raise KeyboardInterrupt
-        return step(self, batch)
+        return step(self, *given)
 
     monkeypatch.setattr(matching.Matching, "_step", interrupted)
     with pytest.raises(KeyboardInterrupt, match="after step 4; the state of step 3 is kept"):
@@ -335,6 +351,7 @@ def test_bad_input_of_matching_is_refused_in_words(deep, train_file, tmp_path, m
     for wrong, said in (
         ({"layers": [0, 7]}, "layers from 0 to 3"),
         ({"rate": 0}, "rate is 0"),
+        ({"layer_share": 1.5}, "layer_share is 1.5"),
         ({"batch": 99}, "9 lines"),
         ({"max_length": 10_000}, "max_length"),
         ({"device": "tpu"}, "'tpu'"),
@@ -347,6 +364,6 @@ def test_bad_input_of_matching_is_refused_in_words(deep, train_file, tmp_path, m
     with pytest.raises(ValueError, match=r"empty.jsonl"):
         match_layers(deep, tmp_path / "empty.jsonl", out, steps=1, **MATCH)
     nothing = torch.tensor(float("nan"))
-    monkeypatch.setattr(matching.Matching, "loss", lambda self, batch: nothing)
+    monkeypatch.setattr(matching.Matching, "loss", lambda *given: nothing)
     with pytest.raises(FloatingPointError, match="loss is nan at step 1"):
         match_layers(deep, train_file, out, steps=1, **MATCH)
