@@ -49,6 +49,7 @@ WAYS = {"": False, " in pieces": True}
 """How long documents are reranked: cut at the window, or piece by piece."""
 DENSE = "dense (MiniLM, FAISS flat)"
 KEPT = "dense, top {} by tuned and reranker in pieces"
+"""The row of an index that stays as it is, while the embedder was tuned: see `pairs_to_mix`."""
 FIGURE = Path("notebooks/before_after.png")
 MARKERS = ("<!-- results: written by make evaluate -->", "<!-- end of results -->")
 DESCRIPTION = """\
