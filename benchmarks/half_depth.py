@@ -95,6 +95,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--queries", type=int, default=None, help="of dev, by default all")
     parser.add_argument("--rounds", type=int, default=1, help="of the comparison")
     given = parser.parse_args(arguments)
+    if not 0 <= given.layer_share <= 1:  # said before the groups are drawn, which takes minutes
+        parser.error(f"--layer-share is {given.layer_share}: give a share, from 0 to 1.")
     quiet_libraries()
     profile = replace(OFFLINE, queries=given.queries, depth=DEPTH)
     window, source = profile.reranker_length, locate(given.reranker)

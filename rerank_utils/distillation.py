@@ -160,7 +160,8 @@ def match_layers(
             student of an earlier teacher follows the next one sooner.
         steps, epochs: how long; give one of them. A step is one batch.
         layer_share: share of the steps in which the layers count, the first ones; in the others
-            the scores alone do, and the student may leave its teacher's layers.
+            the scores alone do, and the student may leave its teacher's layers. The loss in the
+            log falls where the layers leave it.
         rate: the highest learning rate.
         batch: lines a step.
         max_length: the window, in tokens, special tokens included.

@@ -292,8 +292,7 @@ def pairs_to_mix(
             among(found, scored, depth)
             for found, scored in zip(first_stages["dense"], first_stages["tuned"], strict=True)
         )
-        *_, way = WAYS
-        pairs[KEPT.format(depth)] = kept, reranked["dense" + way]
+        pairs[KEPT.format(depth)] = kept, reranked["dense in pieces"]
     return pairs
 
 

@@ -19,6 +19,7 @@ from rerank_utils.report import (
     FUSIONS,
     MARKERS,
     SHARES,
+    WAYS,
     among,
     as_markdown,
     choose_fusion,
@@ -26,6 +27,7 @@ from rerank_utils.report import (
     choose_weight,
     main,
     make_report,
+    pairs_to_mix,
     tuned_title,
     write_between_markers,
 )
@@ -164,6 +166,21 @@ def test_the_report_has_every_pipeline_and_scores_each_pair_once(
     assert len(scored) == again and list(plain.table.evaluations) == [
         name for name in names if "tuned" not in name
     ]
+
+
+def test_an_index_that_stays_is_mixed_from_the_tuned_scores_of_what_dense_found():
+    dense = Run.from_lists(["q"], [["a", "b", "c"]], [[3, 2, 1]])
+    tuned = Run.from_lists(["q"], [["c", "b", "d", "a"]], [[0.9, 0.8, 0.7, 0.1]])
+    first_stages = {"dense": (dense, dense), "tuned": (tuned, tuned)}
+    reranked = {name + way: (object(), object()) for name in first_stages for way in WAYS}
+    pairs = pairs_to_mix(first_stages, reranked, 2)
+    assert pairs["dense and reranker"] == (first_stages["dense"], reranked["dense"])
+    scored, mixed_with = pairs["dense, top 2 by tuned and reranker in pieces"]
+    assert mixed_with is reranked["dense in pieces"] and len(pairs) == 5
+    for run in scored:
+        ((_, documents, scores),) = run
+        assert list(documents) == ["b", "a"] and list(scores) == pytest.approx([0.8, 0.1])
+    assert len(pairs_to_mix({"dense": (dense, dense)}, reranked, 2)) == 2
 
 
 def test_the_markdown_states_difference_interval_and_corrected_p():
